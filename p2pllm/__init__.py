@@ -1,0 +1,1 @@
+"""p2pllm: several machines, one language model, no master."""

@@ -1,0 +1,1 @@
+"""The built-in story model: its grammar, its training and its files."""

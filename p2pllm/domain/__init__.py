@@ -1,0 +1,1 @@
+"""What the system speaks about: ids, layers, models, records, messages, errors. No I/O."""

@@ -1,0 +1,1 @@
+"""Everything torch: cutting a model into stages, KV storage, sampling."""

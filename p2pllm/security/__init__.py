@@ -1,0 +1,1 @@
+"""Swarm authority, certificates, invites, datagram keys, record signatures."""
