@@ -6,7 +6,7 @@ path and goes on at the next index. Draws are a function of seed and index, so t
 one it would have been.
 
     waiting   no path. Tried again when the view changes and every `retry_interval_s`; given up
-              `path_wait_s` after the last token (or the submission), or at the request's deadline.
+              when `path_wait_s` were waited since the last token, or at the request's deadline.
     running   attempt n goes along a path. Only the token with the next index, of this attempt, from
               the last hop of its path, is taken; so nothing is emitted twice or skipped.
 
@@ -116,12 +116,15 @@ class _Generation:
     deadline_s: float
     pace: Pace
     # When the last token came, or it was submitted.
-    progress_s: float
+    token_s: float
     # When something must happen next: a token come, or a path be looked for.
     due_s: float
     attempt: int = 0
     # Of this attempt; None while waiting.
     path: Path | None = None
+    # Since when there is none, and how long there was none before, since the last token.
+    waiting_since_s: float | None = None
+    waited_s: float = 0.0
     # When this attempt's prefill was sent, until its first token came.
     prefill_sent_s: float | None = None
     tokens: list[int] = field(default_factory=list[int])
@@ -209,7 +212,7 @@ class Generations:
             tokens_max=min(request.tokens_max, spec.context_length_max - len(request.prompt)),
             deadline_s=deadline_s,
             pace=self._new_pace(request.model),
-            progress_s=now,
+            token_s=now,
             due_s=now,
         )
         self._live[request.session] = generation
@@ -358,15 +361,16 @@ class Generations:
             return
         pace = generation.pace
         if generation.prefill_sent_s is None:
-            pace.step_took(now - generation.progress_s)
+            pace.step_took(now - generation.token_s)
         else:
             tokens = len(request.prompt) + index
             pace.prefill_took(tokens, now - generation.prefill_sent_s)
             generation.prefill_sent_s = None
             self._remember_prefill_rate(request.model, pace)
         generation.tokens.append(token)
-        generation.progress_s = now
+        generation.token_s = now
         generation.failures = generation.timeouts = 0
+        generation.waited_s = 0.0
         effects.append(TokenGenerated(generation.session, index, message.sampled, finish))
         if finish is not None:
             self._end(generation, effects)
@@ -385,18 +389,18 @@ class Generations:
         """A hop of `path` gave the attempt up."""
         blamed = message.blamed if any(hop.node == message.blamed for hop in path) else None
         suspects: list[NodeId] = []
-        instead: NodeId | None = None
+        instead: tuple[NodeId, NodeId] | None = None
         reason = message.reason
         if reason is FailureReason.HOP_LOST:
             culprit = sender if blamed is None else blamed
             self._exclude(generation, culprit, reason, now)
-            self._blame(culprit, now)
-            instead = None if culprit == sender else sender
+            self._blame_peer(culprit, now)
+            instead = None if culprit == sender else (culprit, sender)
         elif reason in _OVERLOAD or reason is FailureReason.ENGINE:
             self._exclude(generation, sender, reason, now)
         elif reason in _ABSENT:
             self._exclude(generation, sender, reason, now)
-            self._blame(sender, now)
+            self._blame_peer(sender, now)
         else:
             suspects = [sender] if blamed is None else [blamed, sender]
         detail = f"{reason.name.lower()} from {short(sender)}: {message.detail}"
@@ -409,7 +413,7 @@ class Generations:
         detail: str,
         effects: list[Effect],
         suspects: Iterable[NodeId] = (),
-        instead: NodeId | None = None,
+        instead: tuple[NodeId, NodeId] | None = None,
     ) -> None:
         """End this attempt and begin another, or wait for a path."""
         generation.failures += 1
@@ -438,7 +442,7 @@ class Generations:
         now: float,
         effects: list[Effect],
         suspects: Iterable[NodeId] = (),
-        instead: NodeId | None = None,
+        instead: tuple[NodeId, NodeId] | None = None,
     ) -> None:
         """Begin an attempt where there is a path; else wait, or give up."""
         path = self._choose(generation, now, tuple(dict.fromkeys(suspects)), instead)
@@ -446,7 +450,10 @@ class Generations:
             self._begin(generation, path, now, effects)
             return
         error, is_worth_waiting = self._why_no_path(generation)
-        give_up_s = generation.progress_s + self._limits.path_wait_s
+        if generation.waiting_since_s is None:
+            generation.waiting_since_s = now
+        waited_s = generation.waited_s + (now - generation.waiting_since_s)
+        give_up_s = now + (self._limits.path_wait_s - waited_s)
         if now >= give_up_s or not is_worth_waiting:
             self._end(generation, effects, error)
             return
@@ -458,9 +465,12 @@ class Generations:
         generation: _Generation,
         now: float,
         suspects: tuple[NodeId, ...],
-        instead: NodeId | None,
+        instead: tuple[NodeId, NodeId] | None,
     ) -> Path | None:
-        """A path without the excluded, and with as few of the suspects as can be."""
+        """A path without the excluded, and with as few of the suspects as can be.
+
+        Where `instead` is `(lost, reporter)` and there is none, one without the reporter will do.
+        """
         for node, (until_s, _) in tuple(generation.excluded.items()):
             if until_s <= now:
                 del generation.excluded[node]
@@ -475,8 +485,8 @@ class Generations:
         if path is None and suspects:
             path = self._route(generation, excluded)
         if path is None and instead is not None:
-            lost = next(reversed(generation.excluded))
-            path = self._route(generation, (excluded - {lost}) | {instead})
+            lost, reporter = instead
+            path = self._route(generation, (excluded - {lost}) | {reporter})
         return path
 
     def _route(self, generation: _Generation, excluded: frozenset[NodeId]) -> Path | None:
@@ -517,6 +527,9 @@ class Generations:
         self, generation: _Generation, path: Path, now: float, effects: list[Effect]
     ) -> None:
         request = generation.request
+        if generation.waiting_since_s is not None:
+            generation.waited_s += now - generation.waiting_since_s
+            generation.waiting_since_s = None
         generation.attempt += 1
         generation.path = path
         generation.pace = self._new_pace(request.model)
@@ -580,9 +593,11 @@ class Generations:
     def _exclude(
         self, generation: _Generation, node: NodeId, reason: FailureReason, now: float
     ) -> None:
-        # Moved to the end: `_choose` takes the last one for the latest.
-        generation.excluded.pop(node, None)
         generation.excluded[node] = (now + self._limits.exclusion_s, reason)
+
+    def _blame_peer(self, node: NodeId, now: float) -> None:
+        if node != self._self_id:
+            self._blame(node, now)
 
     def _excluded_for(
         self, generation: _Generation, reasons: tuple[FailureReason, ...]
