@@ -184,6 +184,10 @@ class FailureReason(IntEnum):
     ENGINE = 7
     """The computation failed."""
     LEAVING = 8
+    MALFORMED = 9
+    """Somebody broke the protocol; `blamed` names who sent it."""
+    EXPIRED = 10
+    """No step came for too long, or the gateway could not be reached for too long."""
 
 
 @dataclass(frozen=True, slots=True)
