@@ -71,6 +71,22 @@ def next_boot_epoch(stored: int, wall_ms: int) -> int:
     return max(stored + 1, wall_ms)
 
 
+def check_keys(keys: tuple[DatagramKey, ...]) -> None:
+    """Make sure that `keys` are a ring.
+
+    Raises:
+        ValueError: they do not.
+    """
+    numbers = [key.number for key in keys]
+    if (
+        not 1 <= len(keys) <= DATAGRAM_KEYS_MAX
+        or len(set(numbers)) != len(numbers)
+        or not all(0 <= number <= 255 for number in numbers)
+        or any(len(key.secret) != KEY_BYTES for key in keys)
+    ):
+        raise ValueError("a datagram ring has one or two keys of 32 bytes and different numbers")
+
+
 class DatagramSealer:
     """Seals what this node sends and opens what others sent. Belongs to one thread.
 
@@ -84,15 +100,11 @@ class DatagramSealer:
     """
 
     def __init__(self, self_id: NodeId, keys: tuple[DatagramKey, ...], boot_epoch: int) -> None:
-        numbers = [key.number for key in keys]
-        if not 1 <= len(keys) <= DATAGRAM_KEYS_MAX or len(set(numbers)) != len(numbers):
-            raise ValueError(f"a datagram ring has one or two keys of different numbers: {numbers}")
-        if any(len(key.secret) != KEY_BYTES for key in keys):
-            raise ValueError("a datagram key has 32 bytes")
+        check_keys(keys)
         if not 0 < boot_epoch <= EPOCH_MAX:
             raise ValueError(f"no boot epoch: {boot_epoch}")
         self._keys = {key.number: key.secret for key in keys}
-        self._number = numbers[0]
+        self._number = keys[0].number
         self._self = bytes.fromhex(self_id)
         self._epoch = boot_epoch
         self._counter = 0
@@ -142,7 +154,9 @@ class DatagramSealer:
         try:
             payload = cipher.decrypt(_NONCE.pack(0, counter), body, header)
         except InvalidTag:
-            raise AuthenticationError("a datagram that no member sealed, or that was changed") from None
+            raise AuthenticationError(
+                "a datagram that no member sealed, or that was changed"
+            ) from None
         # All that is remembered is written below this line, so strangers leave no trace.
         if sender is None:
             sender = _Sender(epoch)

@@ -22,9 +22,7 @@ IDENTITY_FILE = "node-key.pem"
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 
-_REMEDY = (
-    "restore it from a backup, or delete it to start as a new node, which needs a new invite"
-)
+_REMEDY = "restore it from a backup, or delete it to start as a new node, which needs a new invite"
 
 
 def node_id_of(public_key: bytes) -> NodeId:

@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from p2pllm.domain.enrolment import DATAGRAM_KEYS_MAX, DatagramKey
+from p2pllm.domain.enrolment import DatagramKey
 from p2pllm.domain.errors import AuthenticationError
 from p2pllm.domain.ids import SwarmId
 from p2pllm.domain.records import Address
 from p2pllm.security import storage
 from p2pllm.security.certificates import AuthorityCertificate, read_certificate
-from p2pllm.security.datagrams import EPOCH_MAX, KEY_BYTES, next_boot_epoch
+from p2pllm.security.datagrams import EPOCH_MAX, check_keys, next_boot_epoch
 from p2pllm.security.identity import NodeIdentity
 
 MEMBERSHIP_FILE = "membership.json"
@@ -115,22 +115,6 @@ def load_membership(folder: Path, identity: NodeIdentity) -> Membership | None:
     if node != identity.node_id:
         raise storage.damaged(path, "it is of another node; " + _REMEDY)
     return membership
-
-
-def check_keys(keys: tuple[DatagramKey, ...]) -> None:
-    """Whether `keys` make a ring.
-
-    Raises:
-        ValueError: they do not.
-    """
-    numbers = [key.number for key in keys]
-    if (
-        not 1 <= len(keys) <= DATAGRAM_KEYS_MAX
-        or len(set(numbers)) != len(numbers)
-        or not all(0 <= number <= 255 for number in numbers)
-        or any(len(key.secret) != KEY_BYTES for key in keys)
-    ):
-        raise ValueError("a datagram ring has one or two keys of 32 bytes and different numbers")
 
 
 def _parse(content: dict[str, Any]) -> Membership:

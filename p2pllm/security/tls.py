@@ -88,9 +88,7 @@ def _prepare(
     # OpenSSL takes keys from files only. The password never leaves this function, so what a crash
     # may leave behind is of no use to anybody.
     password = secrets.token_bytes(32).hex()
-    pem = identity.encrypted_pem(password.encode()) + ssl.DER_cert_to_PEM_cert(
-        certificate
-    ).encode()
+    pem = identity.encrypted_pem(password.encode()) + ssl.DER_cert_to_PEM_cert(certificate).encode()
     path = storage.write_temporary(folder, pem)
     try:
         context.load_cert_chain(path, password=password)
