@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Annotated
 
+from p2pllm.domain.bounds import Bounds, Length
 from p2pllm.domain.ids import ModelId, NodeId, SessionId
 from p2pllm.domain.layers import LayerRange
 
 TOP_LOGPROBS_MAX = 20
 STOP_TOKENS_MAX = 64
 LOGIT_BIAS_MAX = 300
+TOKEN_ID_MAX = 2**31 - 1
+
+TokenId = Annotated[int, Bounds(0, TOKEN_ID_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +36,16 @@ class SamplingParameters:
         logprobs: None for none, else how many alternatives to report besides the chosen one.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = None
+    temperature: Annotated[float, Bounds(0, 100)] = 1.0
+    top_p: Annotated[float, Bounds(0, 1)] = 1.0
+    top_k: Annotated[int, Bounds(0, 2**31 - 1)] = 0
+    min_p: Annotated[float, Bounds(0, 1)] = 0.0
+    seed: Annotated[int, Bounds(-(2**63), 2**64 - 1)] = 0
+    repetition_penalty: Annotated[float, Bounds(0, 100)] = 1.0
+    presence_penalty: Annotated[float, Bounds(-100, 100)] = 0.0
+    frequency_penalty: Annotated[float, Bounds(-100, 100)] = 0.0
+    logit_bias: Annotated[tuple[tuple[TokenId, float], ...], Length(LOGIT_BIAS_MAX)] = ()
+    logprobs: Annotated[int, Bounds(0, TOP_LOGPROBS_MAX)] | None = None
 
 
 class Priority(IntEnum):
@@ -87,7 +92,7 @@ class GenerationRequest:
 class TokenLogprob:
     """Log-probability of one candidate, natural logarithm, before temperature and truncation."""
 
-    token: int
+    token: TokenId
     logprob: float
 
 
@@ -101,9 +106,9 @@ class SampledToken:
         alternatives: the likeliest candidates, best first, as many as asked for.
     """
 
-    token: int
+    token: TokenId
     logprob: float | None = None
-    alternatives: tuple[TokenLogprob, ...] = ()
+    alternatives: Annotated[tuple[TokenLogprob, ...], Length(TOP_LOGPROBS_MAX)] = ()
 
 
 @dataclass(frozen=True, slots=True)

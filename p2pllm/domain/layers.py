@@ -9,6 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
+
+from p2pllm.domain.bounds import Bounds
+
+LAYER_INDEX_MAX = 65_535
+"""What a range on the wire may name; how many layers a model has is checked with the model."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -19,8 +25,8 @@ class LayerRange:
         ValueError: where `0 <= start < stop` does not hold.
     """
 
-    start: int
-    stop: int
+    start: Annotated[int, Bounds(0, LAYER_INDEX_MAX)]
+    stop: Annotated[int, Bounds(0, LAYER_INDEX_MAX)]
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:

@@ -34,6 +34,7 @@ from p2pllm.domain.generation import (
     Priority,
     SampledToken,
     SamplingParameters,
+    TokenId,
 )
 from p2pllm.domain.ids import ModelId, NodeId, SessionId, SwarmId
 
@@ -45,11 +46,8 @@ CHUNK_TOKENS_MAX = 512
 
 HOPS_MAX = 256
 CONTEXT_TOKENS_MAX = 2**24
-TOKEN_ID_MAX = 2**31 - 1
 ATTEMPT_MAX = 2**31 - 1
 DETAIL_LENGTH_MAX = 512
-
-TokenId = Annotated[int, Bounds(0, TOKEN_ID_MAX)]
 
 
 class ActivationType(IntEnum):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from p2pllm.domain.bounds import Bounds, Length
 from p2pllm.domain.ids import ModelId
 from p2pllm.domain.layers import LayerRange
 
 LAYERS_MAX = 1_024
 """Above every model there is; bounds what a record may make a planner do."""
+
+ELEMENTS_MAX = 2**53
+RUNS_MAX = 64
+REFERENCE_LENGTH_MAX = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +29,9 @@ class LayerRun:
         kv_elements: key and value elements one layer caches for one token.
     """
 
-    count: int
-    parameters: int
-    kv_elements: int
+    count: Annotated[int, Bounds(1, LAYERS_MAX)]
+    parameters: Annotated[int, Bounds(0, ELEMENTS_MAX)]
+    kv_elements: Annotated[int, Bounds(0, ELEMENTS_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +53,15 @@ class ModelSpec:
     """
 
     id: ModelId
-    reference: str
-    fingerprint: str
-    architecture: str
-    runs: tuple[LayerRun, ...]
-    embedding_parameters: int
-    head_parameters: int
-    hidden_size: int
-    context_length_max: int
-    vocabulary_size: int
+    reference: Annotated[str, Length(REFERENCE_LENGTH_MAX)]
+    fingerprint: Annotated[str, Length(64)]
+    architecture: Annotated[str, Length(64)]
+    runs: Annotated[tuple[LayerRun, ...], Length(RUNS_MAX)]
+    embedding_parameters: Annotated[int, Bounds(0, ELEMENTS_MAX)]
+    head_parameters: Annotated[int, Bounds(0, ELEMENTS_MAX)]
+    hidden_size: Annotated[int, Bounds(1, 2**20)]
+    context_length_max: Annotated[int, Bounds(1, 2**24)]
+    vocabulary_size: Annotated[int, Bounds(1, 2**31)]
 
     @property
     def num_layers(self) -> int:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Annotated
 
+from p2pllm.domain.bounds import Bounds, Length
 from p2pllm.domain.ids import ModelId, NodeId
 from p2pllm.domain.layers import LayerRange, merge_ranges
-from p2pllm.domain.models import ModelSpec
+from p2pllm.domain.models import LAYERS_MAX, ModelSpec
 
 INCARNATION_MAX = 2**62
 """Far beyond any real one; a higher one is an attack on the counter and is refused."""
@@ -22,14 +24,23 @@ HOLDINGS_MAX = 16
 ADDRESSES_MAX = 8
 MODELS_MAX = 8
 NODE_NAME_LENGTH_MAX = 32
+HOST_LENGTH_MAX = 253
+"""Longest DNS name."""
+
+VERSION_MAX = 2**62
+BYTES_MAX = 2**62
+"""Far beyond any memory or speed there is."""
+
+WALL_MS_MAX = 2**48
+"""The year 10889."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
     """Where a node listens; TLS streams and datagrams share the port number."""
 
-    host: str
-    port: int
+    host: Annotated[str, Length(HOST_LENGTH_MAX)]
+    port: Annotated[int, Bounds(0, 65_535)]
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -74,17 +85,17 @@ class NodeRecord:
     """
 
     node: NodeId
-    incarnation: int
-    version: int
-    name: str
-    addresses: tuple[Address, ...]
+    incarnation: Annotated[int, Bounds(0, INCARNATION_MAX)]
+    version: Annotated[int, Bounds(0, VERSION_MAX)]
+    name: Annotated[str, Length(NODE_NAME_LENGTH_MAX)]
+    addresses: Annotated[tuple[Address, ...], Length(ADDRESSES_MAX)]
     api: Address | None
-    memory_bytes: int
-    layers_max: int | None
-    parameter_bytes: int
-    speed_bytes_s: int
-    models: tuple[ModelId, ...] = ()
-    holdings: tuple[Holding, ...] = ()
+    memory_bytes: Annotated[int, Bounds(0, BYTES_MAX)]
+    layers_max: Annotated[int, Bounds(0, LAYERS_MAX)] | None
+    parameter_bytes: Annotated[int, Bounds(1, 8)]
+    speed_bytes_s: Annotated[int, Bounds(0, BYTES_MAX)]
+    models: Annotated[tuple[ModelId, ...], Length(MODELS_MAX)] = ()
+    holdings: Annotated[tuple[Holding, ...], Length(HOLDINGS_MAX)] = ()
     leaving: bool = False
 
     @property
@@ -116,12 +127,12 @@ class LoadRecord:
     """
 
     node: NodeId
-    incarnation: int
-    version: int
-    queue_steps: int
-    sessions: int
-    kv_free_bytes: int
-    tokens_per_s: float
+    incarnation: Annotated[int, Bounds(0, INCARNATION_MAX)]
+    version: Annotated[int, Bounds(0, VERSION_MAX)]
+    queue_steps: Annotated[int, Bounds(0, 2**31)]
+    sessions: Annotated[int, Bounds(0, 2**31)]
+    kv_free_bytes: Annotated[int, Bounds(0, BYTES_MAX)]
+    tokens_per_s: Annotated[float, Bounds(0, 1e12)]
 
     @property
     def stamp(self) -> tuple[int, int]:
@@ -136,8 +147,8 @@ class HybridTime:
     Source: Kulkarni et al., "Logical Physical Clocks", 2014.
     """
 
-    wall_ms: int
-    counter: int
+    wall_ms: Annotated[int, Bounds(0, WALL_MS_MAX)]
+    counter: Annotated[int, Bounds(0, 2**31)]
     writer: NodeId
 
 
