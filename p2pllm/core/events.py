@@ -39,11 +39,14 @@ class DatagramReceived:
         sender: who sealed it.
         source: where it came from.
         message: what it says.
+        wall_ms: wall time at receipt, to refuse facts from the future; None where there is no
+            clock to trust.
     """
 
     sender: NodeId
     source: Address
     message: GossipMessage
+    wall_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
