@@ -45,7 +45,7 @@ from p2pllm.core.routing import DEFAULT_ROUTING, RoutingConfig, RoutingPolicy, c
 from p2pllm.core.session import GenerationLimits, Generations
 from p2pllm.core.stage import Stage, StageLimits
 from p2pllm.core.swarm import Load, Sign, Swarm, SwarmConfig
-from p2pllm.domain.errors import P2PLLMError
+from p2pllm.domain.errors import ModelNotFoundError, P2PLLMError
 from p2pllm.domain.generation import Path
 from p2pllm.domain.gossip import GossipItem, Signed
 from p2pllm.domain.ids import ModelId, NodeId
@@ -316,7 +316,7 @@ class Node:
         spec = view.model(model)
         # Generations asks only for what it was told is served; a model removed meanwhile is gone.
         if spec is None:
-            raise P2PLLMError(f"the swarm no longer serves {model}", code="model_not_found")
+            raise ModelNotFoundError(f"the swarm no longer serves {model}; see `p2pllm models ls`")
         return choose_path(
             view,
             spec,
