@@ -25,6 +25,7 @@ class CoreGateway:
         post: hands an event to the core.
         view: the swarm as this node sees it.
         library: for tokenizers.
+        added_s: when a served model was added, seconds since 1970.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class CoreGateway:
         post: Callable[[Event], None],
         view: Callable[[], SwarmView],
         library: ModelLibrary,
+        added_s: Callable[[ModelId], int],
     ) -> None:
         self._post = post
         self._view = view
         self._library = library
+        self._added_s = added_s
         # A queue holds at most the tokens its request asked for and a path per attempt, both of
         # which the core bounds; a slow client costs no more than its own answer.
         self._queues: dict[SessionId, asyncio.Queue[GenerationEffect]] = {}
@@ -44,7 +47,7 @@ class CoreGateway:
         """What the swarm serves."""
         view = self._view()
         return [
-            ServedModel(spec, view.added_ms.get(spec.id, 0) // 1000, missing_layers(view, spec))
+            ServedModel(spec, self._added_s(spec.id), missing_layers(view, spec))
             for spec in view.models
         ]
 

@@ -130,5 +130,3 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     from p2pllm.engine.tokenizer import ModelTokenizer
 
     return ModelTokenizer.load(folder)
-
-

@@ -17,7 +17,6 @@ from p2pllm.cli.client import CONTROL_FILE, NodeClient
 from p2pllm.cli.models import reference_for_node
 from p2pllm.cli.options import Json
 from p2pllm.cli.output import console, format_layers, messages, print_json
-from p2pllm.cli.run_prompt import format_path
 from p2pllm.domain.errors import P2PLLMError, SwarmError
 
 START_TIMEOUT_S = 90.0

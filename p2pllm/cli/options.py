@@ -22,9 +22,7 @@ DataDir = Annotated[
 ]
 Api = Annotated[
     str | None,
-    typer.Option(
-        "--api", metavar="HOST:PORT", help="Talk to the node that serves its API there."
-    ),
+    typer.Option("--api", metavar="HOST:PORT", help="Talk to the node that serves its API there."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 

@@ -16,7 +16,7 @@ here ends, or a bound passes; the swarm is told, and the process may end.
 from __future__ import annotations
 
 import random as random_module
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from p2pllm.core.blacklist import Blacklist
@@ -193,7 +193,7 @@ class Node:
         ):
             machine.check()
 
-    def restore(self, facts: tuple[Signed[ModelFact], ...], *, now: float) -> list[Effect]:
+    def restore(self, facts: Iterable[Signed[ModelFact]], *, now: float) -> list[Effect]:
         """Remember what the swarm served when this node last ran; proven by the shell."""
         self._now = now
         return self._swarm.restore(facts, now=now) + self._settle(now)

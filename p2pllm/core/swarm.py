@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random as random_module
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -216,6 +216,11 @@ class Swarm:
         """Members caught saying different things under one stamp."""
         return self._store.equivocators
 
+    @property
+    def facts(self) -> tuple[Signed[ModelFact], ...]:
+        """What is known of served and removed models; for the shell to store, see `restore`."""
+        return tuple(self._store.facts())
+
     def view(self) -> SwarmView:
         """What placement and routing are functions of. The same object until something changed."""
         if self._view is None:
@@ -403,6 +408,13 @@ class Swarm:
         if known is None or known.value.spec is None:
             raise ModelNotFoundError(f"the swarm does not serve {model}; see `p2pllm models`")
         return self._store_fact(model, None, wall_ms, now)
+
+    def restore(self, facts: Iterable[Signed[ModelFact]], *, now: float) -> list[Effect]:
+        """Remember what was served when this node last ran; the shell has proven each fact."""
+        effects: list[Effect] = []
+        for fact in facts:
+            effects += self._merge_fact(fact, now, None)
+        return effects + self._settle(now)
 
     def leave(self, *, now: float) -> list[Effect]:
         """Say farewell: the others need not find out. Wait for `has_left` before you stop."""

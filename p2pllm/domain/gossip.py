@@ -31,11 +31,12 @@ from p2pllm.domain.records import (
 
 T = TypeVar("T")
 
-DATAGRAM_BYTES_MAX = 1_280
-"""The smallest MTU IPv6 guarantees, so that no datagram is ever fragmented."""
+DATAGRAM_BYTES_MAX = 1_280 - 48
+"""The smallest MTU IPv6 guarantees, less its header and that of UDP, so that no datagram is ever
+fragmented."""
 
-SEAL_BYTES = 50
-"""What encryption and addressing add to a datagram."""
+SEAL_BYTES = 64
+"""Room for what encryption adds to a datagram."""
 
 HEADLINES_MAX = 64
 PULL_MAX = 32

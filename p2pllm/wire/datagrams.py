@@ -9,18 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 from p2pllm.domain.errors import RemoteProtocolError
-from p2pllm.domain.gossip import GossipMessage
+from p2pllm.domain.gossip import DATAGRAM_BYTES_MAX, SEAL_BYTES, GossipMessage
 from p2pllm.wire.codec import LocalProtocolError, decoder, encode
 
-MTU_BYTES: Final = 1_280
-IP_UDP_HEADER_BYTES: Final = 48
-"""40 of IPv6 and 8 of UDP."""
-
-SEAL_BYTES_MAX: Final = 64
-"""Key number, sender, epoch, counter and tag."""
-
-DATAGRAM_BYTES_MAX: Final = MTU_BYTES - IP_UDP_HEADER_BYTES
-BODY_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - SEAL_BYTES_MAX
+BODY_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - SEAL_BYTES
 
 
 def encode_datagram(message: GossipMessage) -> bytes:

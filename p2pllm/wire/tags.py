@@ -40,6 +40,14 @@ TAGS: Final[dict[type, int]] = {
     records.LoadRecord: 49,
     records.ModelFact: 50,
     gossip.Ping: 64,
+    gossip.Ack: 65,
+    gossip.PingRequest: 66,
+    gossip.Nack: 67,
+    gossip.Gossip: 68,
+    gossip.Pull: 69,
+    gossip.Bodies: 70,
+    gossip.SyncDigest: 71,
+    gossip.SyncEntries: 72,
 }
 
 PeerMessage = messages.SessionMessage | messages.StreamProbe | messages.StreamProbeAck

@@ -25,7 +25,21 @@ from p2pllm.domain.generation import (
     SamplingParameters,
     TokenLogprob,
 )
-from p2pllm.domain.gossip import Ping
+from p2pllm.domain.gossip import (
+    Ack,
+    Bodies,
+    FactHeadline,
+    Gossip,
+    Headline,
+    Nack,
+    News,
+    Ping,
+    PingRequest,
+    Pull,
+    Signed,
+    SyncDigest,
+    SyncEntries,
+)
 from p2pllm.domain.ids import ModelId, NodeId, SessionId, SwarmId
 from p2pllm.domain.layers import LayerRange
 from p2pllm.domain.messages import (
@@ -49,6 +63,7 @@ from p2pllm.domain.records import (
     HoldingState,
     HybridTime,
     LoadRecord,
+    MemberState,
     ModelFact,
     NodeRecord,
 )
@@ -61,6 +76,51 @@ NODE = NodeId("00112233445566778899aabbccddeeff")
 OTHER = NodeId("ff" * 16)
 SESSION = SessionId("5e" * 16)
 MODEL = ModelId("owner/model-1")
+
+RECORD = NodeRecord(
+    NODE,
+    incarnation=3,
+    version=4,
+    name="kitchen",
+    addresses=(Address("10.0.0.1", 7777), Address("fe80::1", 7777)),
+    api=Address("10.0.0.1", 8000),
+    memory_bytes=2**34,
+    layers_max=None,
+    parameter_bytes=2,
+    speed_bytes_s=10**10,
+    models=(MODEL,),
+    holdings=(Holding(MODEL, LayerRange(0, 4), HoldingState.READY),),
+    leaving=False,
+)
+LOAD = LoadRecord(NODE, 3, 9, 1, 2, 2**30, 12.5)
+FACT = ModelFact(
+    MODEL,
+    HybridTime(1_700_000_000_000, 1, NODE),
+    ModelSpec(
+        MODEL,
+        "builtin",
+        "c0ffee",
+        "LlamaForCausalLM",
+        (LayerRun(8, 10, 20),),
+        5,
+        6,
+        64,
+        128,
+        99,
+    ),
+)
+NEWS = News(
+    (
+        Headline(OTHER, 3, 4, 9, MemberState.SUSPECT, NODE, 0),
+        Headline(NODE, 3, 4, 9, MemberState.ALIVE),
+    ),
+    (FactHeadline(MODEL, HybridTime(1_700_000_000_000, 1, NODE)),),
+)
+
+
+def _signed(value: Any) -> Any:
+    return Signed(value, encode(value), b"g" * 64, b"c" * 8)
+
 
 SAMPLES: tuple[Any, ...] = (
     Hello(1, 2, NODE, SwarmId("ab" * 32), "p2pllm 0.1.0"),
@@ -100,39 +160,18 @@ SAMPLES: tuple[Any, ...] = (
     EnrolProof(b"k" * 32, b"s" * 32, b"g" * 64, "kitchen"),
     EnrolGrant(b"certificate", (DatagramKey(1, b"r" * 32),), (Address("10.0.0.1", 7777),)),
     EnrolRefusal("invite_refused", "This invite has expired."),
-    NodeRecord(
-        NODE,
-        incarnation=3,
-        version=4,
-        name="kitchen",
-        addresses=(Address("10.0.0.1", 7777), Address("fe80::1", 7777)),
-        api=Address("10.0.0.1", 8000),
-        memory_bytes=2**34,
-        layers_max=None,
-        parameter_bytes=2,
-        speed_bytes_s=10**10,
-        models=(MODEL,),
-        holdings=(Holding(MODEL, LayerRange(0, 4), HoldingState.READY),),
-        leaving=False,
-    ),
-    LoadRecord(NODE, 3, 9, 1, 2, 2**30, 12.5),
-    ModelFact(
-        MODEL,
-        HybridTime(1_700_000_000_000, 1, NODE),
-        ModelSpec(
-            MODEL,
-            "builtin",
-            "c0ffee",
-            "LlamaForCausalLM",
-            (LayerRun(8, 10, 20),),
-            5,
-            6,
-            64,
-            128,
-            99,
-        ),
-    ),
-    Ping(7),
+    RECORD,
+    LOAD,
+    FACT,
+    Ping(7, OTHER, NEWS),
+    Ack(7, NEWS),
+    PingRequest(7, OTHER, NEWS),
+    Nack(7),
+    Gossip(NEWS),
+    Pull((NODE,), (OTHER,), (MODEL,)),
+    Bodies((_signed(RECORD),), (_signed(LOAD),), (_signed(FACT),), NEWS),
+    SyncDigest(bytes(range(256)) * 4),
+    SyncEntries(b"\x01" + bytes(31), NEWS),
 )
 
 
