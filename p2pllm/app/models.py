@@ -13,14 +13,14 @@ from p2pllm.domain.errors import ModelNotFoundError, ModelRefusedError, P2PLLMEr
 from p2pllm.domain.ids import ModelId, is_model_id
 from p2pllm.domain.models import ModelSpec
 from p2pllm.weights.checkpoint import Checkpoint, open_checkpoint
-from p2pllm.weights.references import OnProgress, Resolver
+from p2pllm.weights.references import OnFetched, References, name_of
 
 BUILTIN = "builtin"
 
 
-def resolver(on_progress: OnProgress | None = None) -> Resolver:
-    """A resolver that knows the built-in model."""
-    return Resolver({BUILTIN: model_path()}, on_progress=on_progress)
+def references() -> References:
+    """Resolves references; knows the built-in model."""
+    return References({BUILTIN: model_path()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,19 @@ class ModelLibrary:
 
     Args:
         resolve: turns references into folders.
+        on_fetched: told of progress where files have to be fetched.
         own_references: what this node was told to serve; tried where the reference of the node
             that added a model leads nowhere here, and taken if the files are the same.
     """
 
-    def __init__(self, resolve: Resolver, own_references: Iterable[str] = ()) -> None:
-        self._resolver = resolve
+    def __init__(
+        self,
+        resolve: References,
+        own_references: Iterable[str] = (),
+        on_fetched: OnFetched | None = None,
+    ) -> None:
+        self._references = resolve
+        self._on_fetched = on_fetched
         self._own_references = tuple(own_references)
         self._found: dict[str, FoundModel] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
@@ -60,14 +67,16 @@ class ModelLibrary:
             ModelNotFoundError: nothing is.
             ModelRefusedError: what is there cannot be run, or the name is none.
         """
-        model = name if name is not None else self._resolver.model_name(reference)
+        model = name if name is not None else name_of(reference)
         if not is_model_id(model):
             raise ModelRefusedError(
                 f"{model!r} cannot name a model; give it one of letters, digits, '.', '_', '-' "
                 "with --name"
             )
         async with self._lock:
-            folder = await self._resolver.resolve(reference)
+            folder = await self._references.resolve(
+                reference, on_progress=self._on_fetched
+            )
             found = await asyncio.to_thread(_describe, folder, ModelId(model), reference)
         self._found[found.spec.fingerprint] = found
         return found

@@ -191,11 +191,10 @@ async def _tell(
 
 async def _count_layers(reference: str) -> int | None:
     """Layers of the model, read from its configuration; None where that does not say."""
-    from p2pllm.app.models import resolver
+    from p2pllm.app.models import references
     from p2pllm.weights.checkpoint import open_checkpoint
 
-    with tempfile.TemporaryDirectory() as cache:
-        config = open_checkpoint(await resolver(Path(cache)).resolve(reference)).config
+    config = open_checkpoint(await references().resolve(reference)).config
     for key in ("num_hidden_layers", "n_layer", "num_layers"):
         if isinstance(config.get(key), int):
             return int(config[key])

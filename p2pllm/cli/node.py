@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from p2pllm.app.config import NodeConfig, default_name, parse_address, parse_size
+from p2pllm.cli.models import reference_for_node
 from p2pllm.cli.options import DataDir, data_dir_or_default
 
 
@@ -50,6 +51,7 @@ def node(
             "--open", help="Let anybody on the network in without an invite. Trusted LANs only."
         ),
     ] = False,
+    exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)] = False,
 ) -> None:
     """Run a node in the foreground; Ctrl-C or SIGTERM makes it leave gracefully.
 
@@ -63,7 +65,7 @@ def node(
         listen=parse_address(listen),
         api=parse_address(api),
         join=tuple(join or ()),
-        models=tuple(model or ()),
+        models=tuple(reference_for_node(reference) for reference in model or ()),
         memory_bytes=None if memory is None else parse_size(memory),
         layers_max=max_layers,
         threads=threads,
@@ -74,4 +76,4 @@ def node(
     )
     from p2pllm.app.daemon import run_daemon
 
-    run_daemon(config)
+    run_daemon(config, exit_with_stdin=exit_with_stdin)

@@ -1,0 +1,480 @@
+"""A running node: the core, the shells around it, and the order they start and stop in.
+
+    folder locked, identity and membership loaded (or the swarm founded, or joined)
+    ports bound, engine started and measured
+    core made, driver, streams, datagrams, mDNS, HTTP API
+    ... until it is told to leave: the core says farewell, then everything stops in reverse
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import os
+import random
+import secrets
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import structlog
+
+from p2pllm import __version__
+from p2pllm.api.metrics import Metrics
+from p2pllm.api.server import ApiServer
+from p2pllm.app.config import NodeConfig, is_loopback, parse_address
+from p2pllm.app.control import CoreControl, Inviter, wall_ms
+from p2pllm.app.effects import Performer
+from p2pllm.app.enrol import (
+    check_same_swarm,
+    found,
+    join_by_invite,
+    join_open,
+    lock_folder,
+    wall_clock,
+)
+from p2pllm.app.gateway import CoreGateway
+from p2pllm.app.interfaces import reachable_addresses
+from p2pllm.app.models import BUILTIN, ModelLibrary, references
+from p2pllm.app.state import PEERS_MAX, NodeState, load_state, save_state
+from p2pllm.core.effects import Effect
+from p2pllm.core.events import (
+    DatagramReceived,
+    Event,
+    LeaveRequested,
+    PeerDiscovered,
+    PeerUnreachable,
+    StreamReceived,
+    TimerFired,
+)
+from p2pllm.core.node import CoreConfig, Node
+from p2pllm.domain.errors import AuthenticationError, ConfigurationError, P2PLLMError
+from p2pllm.domain.gossip import Signed
+from p2pllm.domain.ids import NodeId, SwarmId
+from p2pllm.domain.messages import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Hello
+from p2pllm.domain.records import (
+    Address,
+    LoadRecord,
+    MemberState,
+    ModelFact,
+    NodeRecord,
+)
+from p2pllm.engine.runner import Engine
+from p2pllm.net.datagrams import DatagramEndpoint
+from p2pllm.net.driver import Driver
+from p2pllm.net.mdns import Mdns
+from p2pllm.net.sockets import bind_ports
+from p2pllm.net.streams import PeerStreams
+from p2pllm.security.authority import SwarmAuthority
+from p2pllm.security.certificates import AuthorityCertificate
+from p2pllm.security.datagrams import DatagramSealer
+from p2pllm.security.enrolment import EnrolmentServer
+from p2pllm.security.identity import NodeIdentity
+from p2pllm.security.invites import InviteBook, parse_invite
+from p2pllm.security.membership import Membership, load_membership
+from p2pllm.security.signatures import RecordSigner, RecordVerifier, owner_of
+from p2pllm.security.storage import write_private
+from p2pllm.security.tls import client_context, identify, server_context
+from p2pllm.wire.codec import decode, encode
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("p2pllm")
+
+CONTROL_FILE = "control.json"
+STATE_INTERVAL_S = 5.0
+"""How often what is remembered is written, if it changed."""
+
+LEAVE_TIMEOUT_S = 40.0
+"""Longer than the core gives running sessions; then the process ends anyway."""
+
+FIRST_INVITE_USES = 16
+FIRST_INVITE_LIFETIME_S = 24 * 3_600
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInformation:
+    """What the owner needs to know of a node that has started.
+
+    Attributes:
+        node: its id.
+        name: its name.
+        swarm: the swarm's id.
+        addresses: where peers reach it.
+        api: where clients reach it.
+        invite: for others to join, where this start founded the swarm.
+    """
+
+    node: NodeId
+    name: str
+    swarm: SwarmId
+    addresses: tuple[Address, ...]
+    api: Address
+    invite: str | None
+
+
+async def run_node(
+    config: NodeConfig,
+    *,
+    leave: asyncio.Event,
+    on_ready: Callable[[NodeInformation], None],
+    core: CoreConfig | None = None,
+) -> None:
+    """Run a node until `leave` is set and it has left.
+
+    Args:
+        config: how.
+        leave: set to have it leave gracefully.
+        on_ready: called once, when peers and clients can reach it.
+        core: patience and bounds, where they shall not be the usual ones.
+
+    Raises:
+        P2PLLMError: it cannot start.
+    """
+    with lock_folder(config.data_dir):
+        place = await _enter_swarm(config)
+        try:
+            await _run(config, place, core or CoreConfig(), leave, on_ready)
+        except* P2PLLMError as group:
+            raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[P2PLLMError]) -> P2PLLMError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, P2PLLMError)
+    return error
+
+
+# -- becoming a member
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A node's keys and its place in a swarm."""
+
+    identity: NodeIdentity
+    membership: Membership
+    authority: SwarmAuthority | None
+    founded: bool
+    bootstrap: tuple[Address, ...]
+
+
+async def _enter_swarm(config: NodeConfig) -> _Place:
+    folder = config.data_dir
+    identity = NodeIdentity.load_or_create(folder)
+    invites = [parse_invite(text) for text in config.join if text.lstrip().startswith("p2p")]
+    bootstrap = tuple(
+        parse_address(text) for text in config.join if not text.lstrip().startswith("p2p")
+    )
+    authority = SwarmAuthority.load(folder)
+    membership = load_membership(folder, identity)
+    founded = False
+    if membership is not None:
+        for invite in invites:
+            check_same_swarm(membership, invite, folder)
+        if authority is not None and membership.needs_renewal(wall_clock()):
+            certificate = authority.issue(identity.public_key, now=wall_clock())
+            membership = replace(membership, certificate=certificate)
+    if membership is None or membership.is_expired(wall_clock()):
+        if invites:
+            invite = replace(invites[0], addresses=(*invites[0].addresses, *bootstrap))
+            membership = await join_by_invite(folder, identity, invite, config.name)
+        elif membership is not None:
+            raise ConfigurationError(
+                "this node's membership has expired; join again with --join INVITE"
+            )
+        elif bootstrap:
+            membership = await join_open(folder, identity, bootstrap, config.name)
+        else:
+            authority, membership = found(folder, identity)
+            founded = True
+    membership = membership.begin_boot(folder, wall_ms())
+    return _Place(identity, membership, authority, founded, bootstrap)
+
+
+# -- running
+
+
+class _Signer:
+    """Signs what the core says; a load record leaves out the certificate, see `Signed`."""
+
+    def __init__(self, identity: NodeIdentity, certificate: bytes) -> None:
+        self._signer = RecordSigner(identity, certificate, encode)
+
+    def node(self, record: NodeRecord) -> Signed[NodeRecord]:
+        return self._signer.sign(record)
+
+    def load(self, record: LoadRecord) -> Signed[LoadRecord]:
+        return self._signer.sign(record)
+
+    def fact(self, fact: ModelFact) -> Signed[ModelFact]:
+        return self._signer.sign(fact)
+
+
+async def _run(
+    config: NodeConfig,
+    place: _Place,
+    core_config: CoreConfig,
+    leave: asyncio.Event,
+    on_ready: Callable[[NodeInformation], None],
+) -> None:
+    folder, identity, membership = config.data_dir, place.identity, place.membership
+    self_id = identity.node_id
+    loop = asyncio.get_running_loop()
+    state, warning = load_state(folder)
+    if warning is not None:
+        log.warning("state_unreadable", detail=warning)
+    state = state.model_copy(update={"incarnation": state.incarnation + 1})
+    save_state(folder, state)
+    left = asyncio.Event()
+
+    async with AsyncExitStack() as stack:
+        ports = bind_ports(config.listen.host, config.listen.port)
+        stack.callback(ports.close)
+        addresses = reachable_addresses(config.listen.host, ports.port)
+        engine = await stack.enter_async_context(
+            Engine(
+                device=config.device,
+                dtype=config.dtype,
+                threads=config.threads or os.cpu_count() or 1,
+            )
+        )
+        record = NodeRecord(
+            node=self_id,
+            incarnation=state.incarnation,
+            version=1,
+            name=config.name,
+            addresses=addresses,
+            api=None if is_loopback(config.api.host) else config.api,
+            memory_bytes=config.memory_bytes or psutil.virtual_memory().available // 2,
+            layers_max=config.layers_max,
+            parameter_bytes=engine.parameter_bytes,
+            speed_bytes_s=await engine.measure_speed(),
+        )
+        node = Node(
+            record,
+            config=core_config,
+            sign=_Signer(identity, membership.certificate),
+            random=random.Random(secrets.randbits(64)),
+            now=loop.time(),
+        )
+        driver: Driver[Event, Effect] = Driver(node, lambda effect: perform(effect), TimerFired())
+        stack.callback(driver.close)
+        library = ModelLibrary(references(), config.models, _FetchLog().fetched)
+        verifier = RecordVerifier(AuthorityCertificate(membership.authority), owner_of, wall_clock)
+
+        def view() -> Any:
+            return node.view(loop.time())
+
+        inviter = None
+        if place.authority is not None:
+            inviter = Inviter(place.authority, InviteBook(folder))
+        api_address = config.api
+        gateway = CoreGateway(driver.post, view, library, lambda model: _added_s(node, model))
+        control = CoreControl(
+            post=driver.post,
+            view=view,
+            library=library,
+            placement=core_config.placement,
+            swarm=membership.swarm,
+            inviter=inviter,
+            addresses=lambda: addresses,
+            api=lambda: api_address,
+            clock=loop.time,
+        )
+
+        def exchange(certificate: bytes) -> EnrolmentServer:
+            if inviter is None:
+                raise AuthenticationError("this node cannot let anybody in")
+            return EnrolmentServer(
+                authority=inviter.authority,
+                invites=inviter.book,
+                keys=membership.keys,
+                peers=addresses,
+                is_open=config.is_open,
+                certificate=certificate,
+                random_bytes=secrets.token_bytes,
+                now=wall_clock,
+            )
+
+        def identified(certificate: bytes) -> NodeId:
+            # OpenSSL has checked the chain; the dates are checked again, since a stream may be
+            # opened long after its context was made.
+            return identify(certificate)
+
+        tls = (identity, membership.certificate, membership.authority, folder)
+        streams = PeerStreams(
+            Hello(
+                PROTOCOL_VERSION_MIN,
+                PROTOCOL_VERSION,
+                self_id,
+                membership.swarm,
+                f"p2pllm {__version__}",
+            ),
+            listener=ports.stream,
+            server_context=server_context(*tls),
+            client_context=client_context(*tls),
+            own_certificate=membership.certificate,
+            identify=identified,
+            on_message=lambda sender, message: driver.post(StreamReceived(sender, message)),
+            on_unreachable=lambda peer, detail: driver.post(PeerUnreachable(peer, detail)),
+            enrolment=exchange if inviter is not None else None,
+        )
+        datagrams = DatagramEndpoint(
+            ports.datagram,
+            sealer=DatagramSealer(self_id, membership.keys, membership.boot_epoch),
+            verify=verifier.verify,
+            on_message=lambda sender, source, message: driver.post(
+                DatagramReceived(sender, source, message, wall_ms())
+            ),
+        )
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        performer = Performer(
+            self_id=self_id,
+            post=driver.post,
+            addresses_of=node.addresses_of,
+            engine=engine,
+            library=library,
+            streams=streams,
+            datagrams=datagrams,
+            clients=gateway,
+            tasks=tasks,
+            on_left=left.set,
+        )
+        perform = performer.perform
+        await stack.enter_async_context(streams)
+        await stack.enter_async_context(datagrams)
+        for effect in node.restore(_proven_facts(state.facts, verifier), now=loop.time()):
+            perform(effect)
+        for address in (*place.bootstrap, *membership.peers, *state.addresses):
+            driver.post(PeerDiscovered(address))
+        if config.mdns:
+            await stack.enter_async_context(
+                Mdns(
+                    node=self_id,
+                    swarm=membership.swarm,
+                    addresses=addresses,
+                    loopback_only=is_loopback(config.listen.host),
+                    on_found=lambda address, peer: driver.post(PeerDiscovered(address, peer)),
+                )
+            )
+        token = secrets.token_urlsafe(32)
+        api = await stack.enter_async_context(
+            ApiServer(
+                gateway,
+                control,
+                host=config.api.host,
+                port=config.api.port,
+                control_token=token,
+                metrics=Metrics(),
+            )
+        )
+        api_address = Address(config.api.host, api.port)
+        await _add_models(config, control, place.founded)
+        _write_control_file(folder, api_address, token)
+        stack.callback((folder / CONTROL_FILE).unlink, missing_ok=True)
+        invite = None
+        if place.founded:
+            invite = control.create_invite(FIRST_INVITE_USES, FIRST_INVITE_LIFETIME_S)
+        on_ready(
+            NodeInformation(
+                self_id, config.name, membership.swarm, addresses, api_address, invite
+            )
+        )
+        remember = tasks.create_task(_remember(folder, state, node))
+        await leave.wait()
+        log.info("leaving")
+        driver.post(LeaveRequested())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(left.wait(), LEAVE_TIMEOUT_S)
+        remember.cancel()
+
+
+def _added_s(node: Node, model: str) -> int:
+    for fact in node.swarm.facts:
+        if fact.value.model == model:
+            return fact.value.stamp.wall_ms // 1000
+    return 0
+
+
+async def _add_models(config: NodeConfig, control: CoreControl, founded: bool) -> None:
+    chosen = config.models or ((BUILTIN,) if founded else ())
+    for reference in chosen:
+        await control.add_model(reference, None)
+
+
+def _write_control_file(folder: Path, api: Address, token: str) -> None:
+    import json
+
+    content = {"host": api.host, "port": api.port, "token": token, "pid": os.getpid()}
+    write_private(folder / CONTROL_FILE, json.dumps(content).encode())
+
+
+# -- memory
+
+
+def _proven_facts(texts: Iterable[str], verifier: RecordVerifier) -> list[Signed[ModelFact]]:
+    facts: list[Signed[ModelFact]] = []
+    for text in texts:
+        try:
+            signed = decode(base64.b64decode(text, validate=True), Signed[ModelFact])
+        except (P2PLLMError, binascii.Error, ValueError):
+            continue
+        if verifier.verify(signed):
+            facts.append(signed)
+    return facts
+
+
+def _state_of(node: Node, state: NodeState) -> NodeState:
+    view = node.swarm.view()
+    peers = [
+        (address.host, address.port)
+        for member in view.members
+        if member.record.node != view.self_id
+        and member.state in (MemberState.ALIVE, MemberState.SUSPECT)
+        for address in node.addresses_of(member.record.node)[:1]
+    ]
+    return NodeState(
+        incarnation=node.swarm.incarnation,
+        # Alone just now: those of before are the best guess for the next start.
+        peers=peers[:PEERS_MAX] or state.peers,
+        facts=[
+            base64.b64encode(encode(fact)).decode() for fact in node.swarm.facts
+        ],
+    )
+
+
+async def _remember(folder: Path, state: NodeState, node: Node) -> None:
+    """Write what changed; a full disk is a warning, not the end."""
+    warned = False
+    while True:
+        await asyncio.sleep(STATE_INTERVAL_S)
+        current = _state_of(node, state)
+        if current == state:
+            continue
+        try:
+            await asyncio.to_thread(save_state, folder, current)
+        except ConfigurationError as error:
+            if not warned:
+                log.warning("state_not_saved", detail=str(error))
+            warned = True
+        else:
+            state, warned = current, False
+
+
+class _FetchLog:
+    """Says how far a download is, every tenth of it."""
+
+    def __init__(self) -> None:
+        self._tenth = -1
+
+    def fetched(self, done_bytes: int, total_bytes: int, file: str) -> None:
+        tenth = 10 * done_bytes // max(1, total_bytes)
+        if tenth != self._tenth:
+            self._tenth = tenth
+            log.info("downloading", file=file, percent=10 * tenth, total_bytes=total_bytes)
