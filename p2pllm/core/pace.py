@@ -47,11 +47,17 @@ class Pace:
         self._step_s: float | None = None
         self._deviation_s = 0.0
 
-    def prefill_took(self, tokens: int, elapsed_s: float) -> None:
-        """The first token came `elapsed_s` after a prefill of `tokens` was sent."""
+    def prefill_took(self, tokens: int, elapsed_s: float) -> float:
+        """The first token came `elapsed_s` after a prefill of `tokens` was sent.
+
+        Returns:
+            Seconds per token, smoothed.
+        """
         sample = elapsed_s / max(tokens, PREFILL_TOKENS_MIN)
         known = self.prefill_s_per_token
-        self.prefill_s_per_token = sample if known is None else 0.5 * known + 0.5 * sample
+        rate = sample if known is None else 0.5 * known + 0.5 * sample
+        self.prefill_s_per_token = rate
+        return rate
 
     def step_took(self, elapsed_s: float) -> None:
         """A token came `elapsed_s` after the one before."""

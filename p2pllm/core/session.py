@@ -20,8 +20,8 @@ What ends an attempt, and who is left out of the next ones for `exclusion_s`:
     no token in time                     nobody for sure: all hops are suspects (`core.detour`)
     OUT_OF_STEP, MALFORMED,              likewise: the sender and whom it blames are suspects
     BAD_ACTIVATION, EXPIRED
-    a token out of order, or one that    the last hop
-    cannot be
+    a token is missing                   likewise: the last hop is a suspect
+    a token that cannot be               the last hop
 
 Nothing is waited for that only the request itself can cause: a generation that has given no token
 yet and finds every path overloaded or every engine failing ends at once with that error.
@@ -364,14 +364,14 @@ class Generations:
             return
         request = generation.request
         finish = generation.setup.finish_reason(token, index)
-        if (
-            message.index > index
-            or message.finish != finish
-            or not 0 <= token < generation.spec.vocabulary_size
-        ):
+        if message.index > index:
+            detail = f"token {message.index} came where {index} was expected"
+            self._restart(generation, now, detail, effects, [sender])
+            return
+        if message.finish != finish or not 0 <= token < generation.spec.vocabulary_size:
             generation.detour.exclude(sender, FailureReason.MALFORMED, now)
             self._blame_peer(sender, now)
-            detail = f"{short(sender)} sent a token that cannot come after number {index}"
+            detail = f"{short(sender)} sent a token {index} that cannot be"
             self._restart(generation, now, detail, effects)
             return
         pace = generation.pace
@@ -379,9 +379,9 @@ class Generations:
             pace.step_took(now - generation.token_s)
         else:
             tokens = len(request.prompt) + index
-            pace.prefill_took(tokens, now - generation.prefill_sent_s)
+            rate = pace.prefill_took(tokens, now - generation.prefill_sent_s)
             generation.prefill_sent_s = None
-            self._remember_prefill_rate(request.model, pace)
+            self._remember_prefill_rate(request.model, rate)
         generation.tokens.append(token)
         generation.token_s = now
         generation.failures = generation.timeouts = 0
@@ -540,10 +540,9 @@ class Generations:
     def _new_pace(self, model: ModelId) -> Pace:
         return Pace(self._prefill_rates.get(model), chunk_tokens=self._limits.chunk_tokens)
 
-    def _remember_prefill_rate(self, model: ModelId, pace: Pace) -> None:
+    def _remember_prefill_rate(self, model: ModelId, s_per_token: float) -> None:
         self._prefill_rates.pop(model, None)
-        if pace.prefill_s_per_token is not None:
-            self._prefill_rates[model] = pace.prefill_s_per_token
+        self._prefill_rates[model] = s_per_token
         if len(self._prefill_rates) > PREFILL_RATES_MAX:
             del self._prefill_rates[next(iter(self._prefill_rates))]
 

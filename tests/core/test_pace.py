@@ -32,7 +32,7 @@ def test_a_slow_prefill_means_that_a_foreign_chunk_may_come_between() -> None:
 
 def test_prefill_time_follows_what_was_observed_and_short_ones_count_as_longer() -> None:
     pace = Pace(None, chunk_tokens=256)
-    pace.prefill_took(1, 0.64)
+    assert pace.prefill_took(1, 0.64) == 0.01
     assert pace.prefill_s_per_token == 0.01
     pace.prefill_took(100, 2.0)
     assert pace.prefill_s_per_token == 0.015
