@@ -266,6 +266,14 @@ def test_a_lost_hop_is_gone_around_with_prompt_and_tokens_replayed() -> None:
     assert closed(it.do("cancel", S, 1.0)) == [(A, 2), (B, 2), (C, 2)]
 
 
+def test_a_token_of_an_older_attempt_is_dropped_even_from_the_same_hop() -> None:
+    it = Driven((A, B), (C, B))
+    it.submit()
+    assert chosen(it.do("peer_unreachable", A, 0.0)) == (C, B)
+    assert it.token(0, attempt=1) == []
+    assert it.token(0, attempt=2)
+
+
 def test_a_lost_bystander_changes_nothing() -> None:
     it = Driven((A, B))
     it.submit()

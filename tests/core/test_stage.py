@@ -249,7 +249,9 @@ def test_a_newer_attempt_takes_the_place_of_the_older() -> None:
     assert it.receive(G, first(attempt=2))[0] == FreeCache(S, 1)
     assert it.receive(G, first()) == []
     assert it.stage.sessions == 1
-    (step,) = batch(it.finish(out())).steps
+    effects = it.finish(out())
+    assert sent(effects) == []
+    (step,) = batch(effects).steps
     assert step.attempt == 2
 
 
