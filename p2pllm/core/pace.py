@@ -11,7 +11,7 @@ where there is too much already, so the wait follows what was observed:
 - a prefill: several times what its tokens took lately, plus a floor, since it may have to queue
   behind others.
 
-Each time a wait turns out too short without anybody to blame, the next one is doubled.
+Each time a wait runs out without anybody to blame, the next prefill is allowed twice as long.
 """
 
 from __future__ import annotations
@@ -47,11 +47,17 @@ class Pace:
         self._step_s: float | None = None
         self._deviation_s = 0.0
 
-    def prefill_took(self, tokens: int, elapsed_s: float) -> None:
-        """The first token came `elapsed_s` after a prefill of `tokens` was sent."""
+    def prefill_took(self, tokens: int, elapsed_s: float) -> float:
+        """The first token came `elapsed_s` after a prefill of `tokens` was sent.
+
+        Returns:
+            Seconds per token, smoothed.
+        """
         sample = elapsed_s / max(tokens, PREFILL_TOKENS_MIN)
         known = self.prefill_s_per_token
-        self.prefill_s_per_token = sample if known is None else 0.5 * known + 0.5 * sample
+        rate = sample if known is None else 0.5 * known + 0.5 * sample
+        self.prefill_s_per_token = rate
+        return rate
 
     def step_took(self, elapsed_s: float) -> None:
         """A token came `elapsed_s` after the one before."""
@@ -66,18 +72,14 @@ class Pace:
         rate = self.prefill_s_per_token
         if rate is None:
             rate = PREFILL_S_PER_TOKEN_UNKNOWN
-        return _backoff(timeouts) * (
+        return min(BACKOFF_MAX, 2.0**timeouts) * (
             PREFILL_FLOOR_S + PREFILL_FACTOR * rate * max(tokens, PREFILL_TOKENS_MIN)
         )
 
-    def step_allowance_s(self, timeouts: int) -> float:
+    def step_allowance_s(self) -> float:
         """How long to wait for the next token after one came."""
         chunk_s = (self.prefill_s_per_token or 0.0) * self._chunk_tokens
         expected_s = (
             STEP_UNKNOWN_S if self._step_s is None else self._step_s + 4 * self._deviation_s
         )
-        return _backoff(timeouts) * (expected_s + max(MARGIN_S, chunk_s))
-
-
-def _backoff(timeouts: int) -> float:
-    return min(BACKOFF_MAX, 2.0**timeouts)
+        return expected_s + max(MARGIN_S, chunk_s)

@@ -17,12 +17,11 @@ What ends an attempt, and who is left out of the next ones for `exclusion_s`:
                                          path, since it may be the reporter's own network
     NOT_HELD, LEAVING, ENGINE            the sender
     NO_KV_ROOM, QUEUE_FULL               the sender; OverloadedError where no other path is left
-    no token in time                     nobody for sure: of the paths there are, one that shares
-                                         as few hops with this one as can be, the same if need be
-    OUT_OF_STEP, MALFORMED,              likewise, of the sender and whom it blames
+    no token in time                     nobody for sure: all hops are suspects (`core.detour`)
+    OUT_OF_STEP, MALFORMED,              likewise: the sender and whom it blames are suspects
     BAD_ACTIVATION, EXPIRED
-    a token out of order, or one that    the last hop
-    cannot be
+    a token is missing                   likewise: the last hop is a suspect
+    a token that cannot be               the last hop
 
 Nothing is waited for that only the request itself can cause: a generation that has given no token
 yet and finds every path overloaded or every engine failing ends at once with that error.
@@ -34,8 +33,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from p2pllm.core.detour import OVERLOAD, Detour
 from p2pllm.core.effects import (
     Effect,
     GenerationFailed,
@@ -46,7 +46,6 @@ from p2pllm.core.effects import (
     WatchPeer,
 )
 from p2pllm.core.pace import Pace
-from p2pllm.core.stage import finish_reason
 from p2pllm.core.stepcheck import joins_up
 from p2pllm.domain.errors import (
     ClientError,
@@ -72,7 +71,6 @@ from p2pllm.domain.models import ModelSpec
 FindPath = Callable[[ModelId, frozenset[NodeId], int], Path]
 """`(model, nodes to leave out, KV tokens)` -> path; raises P2PLLMError where there is none."""
 
-_OVERLOAD = (FailureReason.NO_KV_ROOM, FailureReason.QUEUE_FULL)
 _ABSENT = (FailureReason.HOP_LOST, FailureReason.NOT_HELD, FailureReason.LEAVING)
 
 PREFILL_RATES_MAX = 64
@@ -111,9 +109,10 @@ class _Generation:
 
     request: GenerationRequest
     spec: ModelSpec
-    # No more than the model's context has room for.
-    tokens_max: int
+    # Of its attempts, but for the path.
+    setup: SessionSetup
     deadline_s: float
+    detour: Detour
     pace: Pace
     # When the last token came, or it was submitted.
     token_s: float
@@ -130,10 +129,6 @@ class _Generation:
     tokens: list[int] = field(default_factory=list[int])
     # Everybody who was ever a hop, in order of appearance; a dict for want of an ordered set.
     hops: dict[NodeId, None] = field(default_factory=dict[NodeId, None])
-    # Whom to leave out, until when, and why.
-    excluded: dict[NodeId, tuple[float, FailureReason]] = field(
-        default_factory=dict[NodeId, tuple[float, FailureReason]]
-    )
     # Attempts, and waits that ran out with nobody to blame, since the last token.
     failures: int = 0
     timeouts: int = 0
@@ -205,16 +200,7 @@ class Generations:
         error = self._refuse(request, spec)
         if error is not None:
             return [GenerationFailed(request.session, error)]
-        deadline_s = now + request.deadline_s
-        generation = _Generation(
-            request=request,
-            spec=spec,
-            tokens_max=min(request.tokens_max, spec.context_length_max - len(request.prompt)),
-            deadline_s=deadline_s,
-            pace=self._new_pace(request.model),
-            token_s=now,
-            due_s=now,
-        )
+        generation = self._generation(request, spec, now)
         self._live[request.session] = generation
         effects: list[Effect] = []
         self._seek(generation, now, effects)
@@ -251,7 +237,7 @@ class Generations:
         effects: list[Effect] = []
         for generation in tuple(self._live.values()):
             if generation.path is not None and any(hop.node == node for hop in generation.path):
-                self._exclude(generation, node, FailureReason.HOP_LOST, now)
+                generation.detour.exclude(node, FailureReason.HOP_LOST, now)
                 detail = f"the stream to {short(node)} broke"
                 self._restart(generation, now, detail, effects)
         return effects
@@ -304,7 +290,7 @@ class Generations:
         assert len(self._prefill_rates) <= PREFILL_RATES_MAX
         for session, generation in self._live.items():
             assert generation.session == session
-            assert len(generation.tokens) < generation.tokens_max
+            assert len(generation.tokens) < generation.setup.tokens_max
             assert generation.failures <= self._limits.attempts_max
             if generation.path is not None:
                 assert joins_up(generation.path, generation.spec)
@@ -337,6 +323,34 @@ class Generations:
             )
         return None
 
+    def _generation(self, request: GenerationRequest, spec: ModelSpec, now: float) -> _Generation:
+        length = len(request.prompt)
+        setup = SessionSetup(
+            gateway=self._self_id,
+            model=request.model,
+            fingerprint=spec.fingerprint,
+            path=(),
+            prompt_length=length,
+            tokens_max=min(request.tokens_max, spec.context_length_max - length),
+            sampling=request.sampling,
+            stop_tokens=request.stop_tokens,
+            priority=request.priority,
+        )
+
+        def ask(excluded: frozenset[NodeId]) -> Path:
+            return self._find_path(request.model, excluded, setup.kv_tokens)
+
+        return _Generation(
+            request=request,
+            spec=spec,
+            setup=setup,
+            deadline_s=now + request.deadline_s,
+            detour=Detour(ask, exclusion_s=self._limits.exclusion_s),
+            pace=self._new_pace(request.model),
+            token_s=now,
+            due_s=now,
+        )
+
     def _sampled(
         self,
         generation: _Generation,
@@ -349,14 +363,15 @@ class Generations:
         if message.index < index:
             return
         request = generation.request
-        finish = finish_reason(token, index, request.stop_tokens, generation.tokens_max)
-        if (
-            message.index > index
-            or message.finish != finish
-            or not 0 <= token < generation.spec.vocabulary_size
-        ):
-            self._exclude(generation, sender, FailureReason.MALFORMED, now)
-            detail = f"{short(sender)} sent a token that cannot come after number {index}"
+        finish = generation.setup.finish_reason(token, index)
+        if message.index > index:
+            detail = f"token {message.index} came where {index} was expected"
+            self._restart(generation, now, detail, effects, [sender])
+            return
+        if message.finish != finish or not 0 <= token < generation.spec.vocabulary_size:
+            generation.detour.exclude(sender, FailureReason.MALFORMED, now)
+            self._blame_peer(sender, now)
+            detail = f"{short(sender)} sent a token {index} that cannot be"
             self._restart(generation, now, detail, effects)
             return
         pace = generation.pace
@@ -364,9 +379,9 @@ class Generations:
             pace.step_took(now - generation.token_s)
         else:
             tokens = len(request.prompt) + index
-            pace.prefill_took(tokens, now - generation.prefill_sent_s)
+            rate = pace.prefill_took(tokens, now - generation.prefill_sent_s)
             generation.prefill_sent_s = None
-            self._remember_prefill_rate(request.model, pace)
+            self._remember_prefill_rate(request.model, rate)
         generation.tokens.append(token)
         generation.token_s = now
         generation.failures = generation.timeouts = 0
@@ -375,7 +390,7 @@ class Generations:
         if finish is not None:
             self._end(generation, effects)
             return
-        self._due(generation, now + pace.step_allowance_s(0))
+        self._due(generation, now + pace.step_allowance_s())
 
     def _failed(
         self,
@@ -393,13 +408,13 @@ class Generations:
         reason = message.reason
         if reason is FailureReason.HOP_LOST:
             culprit = sender if blamed is None else blamed
-            self._exclude(generation, culprit, reason, now)
+            generation.detour.exclude(culprit, reason, now)
             self._blame_peer(culprit, now)
             instead = None if culprit == sender else (culprit, sender)
-        elif reason in _OVERLOAD or reason is FailureReason.ENGINE:
-            self._exclude(generation, sender, reason, now)
+        elif reason in OVERLOAD or reason is FailureReason.ENGINE:
+            generation.detour.exclude(sender, reason, now)
         elif reason in _ABSENT:
-            self._exclude(generation, sender, reason, now)
+            generation.detour.exclude(sender, reason, now)
             self._blame_peer(sender, now)
         else:
             suspects = [sender] if blamed is None else [blamed, sender]
@@ -445,83 +460,22 @@ class Generations:
         instead: tuple[NodeId, NodeId] | None = None,
     ) -> None:
         """Begin an attempt where there is a path; else wait, or give up."""
-        path = self._choose(generation, now, tuple(dict.fromkeys(suspects)), instead)
+        path = generation.detour.choose(now, tuple(dict.fromkeys(suspects)), instead)
         if path is not None:
             self._begin(generation, path, now, effects)
             return
-        error, is_worth_waiting = self._why_no_path(generation)
+        error, is_worth_waiting = generation.detour.why_none(
+            generation.failure_detail, retry_after_s=self._limits.retry_after_s
+        )
         if generation.waiting_since_s is None:
             generation.waiting_since_s = now
         waited_s = generation.waited_s + (now - generation.waiting_since_s)
         give_up_s = now + (self._limits.path_wait_s - waited_s)
-        if now >= give_up_s or not is_worth_waiting:
+        if now >= give_up_s or not (is_worth_waiting or generation.tokens):
             self._end(generation, effects, error)
             return
         pause_s = self._limits.retry_interval_s * self._random.uniform(0.75, 1.25)
         self._due(generation, min(now + pause_s, give_up_s))
-
-    def _choose(
-        self,
-        generation: _Generation,
-        now: float,
-        suspects: tuple[NodeId, ...],
-        instead: tuple[NodeId, NodeId] | None,
-    ) -> Path | None:
-        """A path without the excluded, and with as few of the suspects as can be.
-
-        Where `instead` is `(lost, reporter)` and there is none, one without the reporter will do.
-        """
-        for node, (until_s, _) in tuple(generation.excluded.items()):
-            if until_s <= now:
-                del generation.excluded[node]
-        excluded = frozenset(generation.excluded)
-        path = self._route(generation, excluded | frozenset(suspects))
-        if path is not None:
-            return path
-        for node in suspects if len(suspects) > 1 else ():
-            found = self._route(generation, excluded | {node})
-            if found is not None:
-                path, excluded = found, excluded | {node}
-        if path is None and suspects:
-            path = self._route(generation, excluded)
-        if path is None and instead is not None:
-            lost, reporter = instead
-            path = self._route(generation, (excluded - {lost}) | {reporter})
-        return path
-
-    def _route(self, generation: _Generation, excluded: frozenset[NodeId]) -> Path | None:
-        outcome = self._ask_route(generation, excluded)
-        return None if isinstance(outcome, P2PLLMError) else outcome
-
-    def _ask_route(
-        self, generation: _Generation, excluded: frozenset[NodeId]
-    ) -> Path | P2PLLMError:
-        tokens = len(generation.request.prompt) + generation.tokens_max
-        try:
-            return self._find_path(generation.request.model, excluded, tokens)
-        except P2PLLMError as error:
-            return error
-
-    def _why_no_path(self, generation: _Generation) -> tuple[P2PLLMError, bool]:
-        """What to tell the client if it ends here, and whether waiting may help."""
-        outcome = self._ask_route(generation, frozenset())
-        has_begun = bool(generation.tokens)
-        if isinstance(outcome, P2PLLMError):
-            return outcome, has_begun or not isinstance(outcome, OverloadedError)
-        overloaded = self._excluded_for(generation, _OVERLOAD)
-        if overloaded and self._route(generation, self._others(generation, overloaded)):
-            error = OverloadedError(
-                f"no room for this request now ({generation.failure_detail}); try again later",
-                retry_after_s=self._limits.retry_after_s,
-            )
-            return error, has_begun
-        failing = self._excluded_for(generation, (FailureReason.ENGINE,))
-        error = SwarmError(
-            f"no other path is left after: {generation.failure_detail}; try again, or see the log"
-        )
-        if failing and self._route(generation, self._others(generation, failing)):
-            return error, has_begun
-        return error, True
 
     def _begin(
         self, generation: _Generation, path: Path, now: float, effects: list[Effect]
@@ -550,18 +504,7 @@ class Generations:
         sequence: tuple[int, ...],
         effects: list[Effect],
     ) -> None:
-        request = generation.request
-        setup = SessionSetup(
-            gateway=self._self_id,
-            model=request.model,
-            fingerprint=generation.spec.fingerprint,
-            path=path,
-            prompt_length=len(request.prompt),
-            tokens_max=generation.tokens_max,
-            sampling=request.sampling,
-            stop_tokens=request.stop_tokens,
-            priority=request.priority,
-        )
+        setup = replace(generation.setup, path=path)
         chunk_tokens = self._limits.chunk_tokens
         for step, position in enumerate(range(0, len(sequence), chunk_tokens)):
             chunk = Forward(
@@ -590,32 +533,16 @@ class Generations:
         message = CloseSession(generation.session, generation.attempt)
         effects.extend(SendStream(node, message) for node in dict.fromkeys(nodes))
 
-    def _exclude(
-        self, generation: _Generation, node: NodeId, reason: FailureReason, now: float
-    ) -> None:
-        generation.excluded[node] = (now + self._limits.exclusion_s, reason)
-
     def _blame_peer(self, node: NodeId, now: float) -> None:
         if node != self._self_id:
             self._blame(node, now)
 
-    def _excluded_for(
-        self, generation: _Generation, reasons: tuple[FailureReason, ...]
-    ) -> frozenset[NodeId]:
-        return frozenset(
-            node for node, (_, reason) in generation.excluded.items() if reason in reasons
-        )
-
-    def _others(self, generation: _Generation, nodes: frozenset[NodeId]) -> frozenset[NodeId]:
-        return frozenset(generation.excluded) - nodes
-
     def _new_pace(self, model: ModelId) -> Pace:
         return Pace(self._prefill_rates.get(model), chunk_tokens=self._limits.chunk_tokens)
 
-    def _remember_prefill_rate(self, model: ModelId, pace: Pace) -> None:
+    def _remember_prefill_rate(self, model: ModelId, s_per_token: float) -> None:
         self._prefill_rates.pop(model, None)
-        if pace.prefill_s_per_token is not None:
-            self._prefill_rates[model] = pace.prefill_s_per_token
+        self._prefill_rates[model] = s_per_token
         if len(self._prefill_rates) > PREFILL_RATES_MAX:
             del self._prefill_rates[next(iter(self._prefill_rates))]
 

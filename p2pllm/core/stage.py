@@ -31,7 +31,7 @@ gateway; it is dropped. The gateway notices by the missing token.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from p2pllm.core.effects import (
@@ -48,7 +48,7 @@ from p2pllm.core.events import StepResult, StepsFinished
 from p2pllm.core.kvblocks import KvRoom, kv_bytes
 from p2pllm.core.scheduling import QueueLimits, StepQueue
 from p2pllm.core.stepcheck import Refusal, may_send, refuse_setup, refuse_step
-from p2pllm.domain.generation import FinishReason, SampledToken
+from p2pllm.domain.generation import SampledToken
 from p2pllm.domain.ids import ModelId, NodeId, SessionId, short
 from p2pllm.domain.layers import LayerRange
 from p2pllm.domain.messages import (
@@ -474,7 +474,7 @@ class Stage:
         setup = session.setup
         position = forward.position + len(forward.tokens)
         index = position - setup.prompt_length
-        finish = finish_reason(sampled.token, index, setup.stop_tokens, setup.tokens_max)
+        finish = setup.finish_reason(sampled.token, index)
         token = TokenSampled(session.id, session.attempt, index, sampled, finish)
         if finish is None:
             step = Forward(
@@ -521,15 +521,6 @@ class Stage:
 
     def _wake_by(self, at_s: float) -> None:
         self._wake_s = at_s if self._wake_s is None else min(self._wake_s, at_s)
-
-
-def finish_reason(
-    token: int, index: int, stop_tokens: Sequence[int], tokens_max: int
-) -> FinishReason | None:
-    """Why a generation ends with `token` at generated `index`, or None where it goes on."""
-    if token in stop_tokens:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if index + 1 >= tokens_max else None
 
 
 def _failed(

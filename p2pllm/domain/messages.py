@@ -118,6 +118,12 @@ class SessionSetup:
         """Positions the KV lease of every stage must have room for."""
         return self.prompt_length + self.tokens_max
 
+    def finish_reason(self, token: int, index: int) -> FinishReason | None:
+        """Why the generation ends with `token` at generated `index`; None where it goes on."""
+        if token in self.stop_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if index + 1 >= self.tokens_max else None
+
 
 @dataclass(frozen=True, slots=True)
 class Forward:

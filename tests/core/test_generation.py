@@ -151,15 +151,16 @@ def test_whatever_happens_a_client_sees_the_reference_or_an_error(data: st.DataO
             else:
                 runs.append(LayerRange(layer, layer + 1))
         holdings[node_id(index)] = tuple(runs)
-    if data.draw(st.booleans(), label="whole"):
+    if has_whole := data.draw(st.booleans(), label="whole"):
         holdings[node_id(nodes)] = (LayerRange(0, LAYERS),)
+    is_tight = data.draw(st.booleans(), label="tight")
     world = World(
         holdings,
         seed=data.draw(st.integers(0, 2**32), label="seed"),
         duplicates=data.draw(st.sampled_from([0.0, 0.3]), label="duplicates"),
         stage_limits=StageLimits(
-            queue=QueueLimits(steps_max=data.draw(st.sampled_from([3, 100]))),
-            sessions_max=data.draw(st.sampled_from([2, 100])),
+            queue=QueueLimits(steps_max=3 if is_tight else 100),
+            sessions_max=2 if is_tight else 100,
         ),
         generation_limits=GenerationLimits(chunk_tokens=data.draw(st.integers(1, 6))),
     )
@@ -182,11 +183,14 @@ def test_whatever_happens_a_client_sees_the_reference_or_an_error(data: st.DataO
                 world.at(after, lambda: world.cancel(client))
 
         world.at(data.draw(st.floats(0, 0.3)), begin)
+    # While the gateway and one holder of everything live, and there is room, nothing may fail.
+    is_safe = has_whole and not is_tight
     for _ in range(data.draw(st.integers(0, 5), label="faults")):
         node = data.draw(st.sampled_from(everybody))
         other = data.draw(st.sampled_from(everybody))
         kind = data.draw(st.sampled_from(["kill", "kill", "restart", "hang", "cut"]))
         after = data.draw(st.floats(0, 1.5))
+        is_safe &= kind == "cut" or node not in (world.gateway_id, node_id(nodes))
         action = {
             "kill": lambda node=node: world.kill(node),
             "restart": lambda node=node: (
@@ -197,6 +201,19 @@ def test_whatever_happens_a_client_sees_the_reference_or_an_error(data: st.DataO
         }[kind]
         world.at(after, action)
     world.run(QUIET_S)
+    world.assert_right()
+    world.assert_quiet()
+    if is_safe:
+        assert all(client.finished or client.cancelled for client in world.clients.values())
+
+
+def test_duplicates_alone_disturb_nothing() -> None:
+    parts = split(0, 2, 4, 6)
+    world = World({node_id(i + 1): (part,) for i, part in enumerate(parts)}, duplicates=1.0)
+    client = world.submit(make_request(prompt=tuple(range(20)), tokens_max=20))
+    world.run(60.0)
+    assert client.finished
+    assert len(client.paths) == 1
     world.assert_right()
     world.assert_quiet()
 
