@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, cast
 
 from p2pllm.core.effects import Effect
@@ -95,8 +95,8 @@ class SwarmMachine:
 class Options:
     """What a world of swarms is like; see `World`."""
 
-    link: Link = Link()
-    config: SwarmConfig = SwarmConfig()
+    link: Link = field(default_factory=Link)
+    config: SwarmConfig = field(default_factory=SwarmConfig)
     checks: bool = False
     traces: bool = False
 

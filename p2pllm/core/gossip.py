@@ -76,7 +76,9 @@ class GossipConfig:
         retransmit_multiplier: of log10(N + 1), rounded up: how often a headline is told.
         sync_interval_s: between two digests.
         sync_datagrams_max: in answer to one digest; the rest is found by the next one.
-        pull_timeout_s: until a body is asked for again; doubles each time.
+        pull_timeout_s: until a body is asked for again; doubles each time, up to
+            `pull_timeout_max_s`.
+        pull_timeout_max_s: see there.
         pull_attempts: until anti-entropy has to find it.
         pulls_max: bodies asked for at a time; keeps the answers from overflowing our own socket.
     """
@@ -87,7 +89,8 @@ class GossipConfig:
     sync_interval_s: float = 5.0
     sync_datagrams_max: int = 64
     pull_timeout_s: float = 0.3
-    pull_attempts: int = 4
+    pull_timeout_max_s: float = 1.2
+    pull_attempts: int = 8
     pulls_max: int = 64
 
 
@@ -343,7 +346,8 @@ class Dissemination:
         for key in list(self._waiting)[: max(room, 0)]:
             want = self._wants[key]
             asked.setdefault(want.sources[want.attempts % len(want.sources)], []).append(key)
-            self._timers.set(key, now + self._config.pull_timeout_s * 2**want.attempts)
+            timeout_s = self._config.pull_timeout_s * 2**want.attempts
+            self._timers.set(key, now + min(timeout_s, self._config.pull_timeout_max_s))
             want.attempts += 1
             del self._waiting[key]
         effects: list[Effect] = []

@@ -12,7 +12,7 @@ when its own probes fail without nacks and when it has to refute, and stretches 
 and timeout. A suspicion starts long and shrinks as others confirm it independently. A suspect is
 told so in the very ping that probes it.
 
-    held \\ heard    ALIVE, newer incarnation   SUSPECT, same   DEAD, same              LEFT, same
+    held | heard    ALIVE, newer incarnation   SUSPECT, same   DEAD, same              LEFT, same
     ALIVE           ALIVE                      SUSPECT         SUSPECT                 LEFT (1)
     SUSPECT         ALIVE                      confirm         confirm; DEAD if old    LEFT (1)
     DEAD            ALIVE                      -               -                       -
@@ -34,6 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from p2pllm.core.effects import Effect, Notify, SendDatagram, SendStream
+from p2pllm.core.peers import Peer, Suspicion
 from p2pllm.core.timers import Timers
 from p2pllm.domain.gossip import Ack, Headline, Nack, News, Ping, PingRequest
 from p2pllm.domain.ids import NodeId, short
@@ -45,6 +46,9 @@ RELAYS_MAX = 256
 
 ROUND_TRIP_STEP = 0.25
 """A round trip that changed by less is not made known anew."""
+
+STREAM_ONLY_WARNING = 5
+"""Probes in a row that only a stream answered, until datagrams count as blocked and not as lost."""
 
 _PROBE_NEXT = ("probe-next", "")
 _PROBE_TIMEOUT = ("probe-timeout", "")
@@ -80,71 +84,6 @@ class MembershipConfig:
     reconnect_interval_s: float = 5.0
     tombstone_s: float = 24 * 3_600.0
     pause_s: float = 1.0
-
-
-@dataclass(slots=True)
-class Suspicion:
-    """A suspicion under way: since when, by whom, and how long it may last."""
-
-    started_s: float
-    shortest_s: float
-    longest_s: float
-    confirmations: int
-    # All who accused, the first one first; at most `confirmations + 1`.
-    accusers: list[NodeId]
-
-    @property
-    def ends_s(self) -> float:
-        """When it becomes a death."""
-        confirmed = len(self.accusers) - 1
-        if confirmed >= self.confirmations:
-            return self.started_s + self.shortest_s
-        share = math.log(confirmed + 1) / math.log(self.confirmations + 1)
-        return self.started_s + self.longest_s - share * (self.longest_s - self.shortest_s)
-
-    def confirm(self, accuser: NodeId) -> bool:
-        """Count `accuser`; whether that is news."""
-        if accuser in self.accusers or len(self.accusers) > self.confirmations:
-            return False
-        self.accusers.append(accuser)
-        return True
-
-
-@dataclass(slots=True)
-class Peer:
-    """What is known of another node."""
-
-    node: NodeId
-    incarnation: int
-    addresses: tuple[Address, ...]
-    leaving: bool
-    state: MemberState = MemberState.ALIVE
-    # When it died or left; 0 otherwise.
-    dead_since_s: float = 0.0
-    # Whether others are told of it; false for the second half of a tombstone.
-    shared: bool = True
-    # Where its last datagram came from.
-    source: Address | None = None
-    # Which of its addresses to try next, counted up on every failure.
-    attempt: int = 0
-    # Smoothed over the last probes, and as last made known: only a notable change is worth a plan.
-    smoothed_round_trip_s: float = 0.0
-    round_trip_s: float | None = None
-    # Set exactly while the state is SUSPECT.
-    suspicion: Suspicion | None = None
-
-    @property
-    def is_live(self) -> bool:
-        """Alive, or merely suspected."""
-        return self.state <= MemberState.SUSPECT
-
-    def reachable_at(self) -> tuple[Address, ...]:
-        """All its addresses, the most promising first."""
-        known = self.addresses
-        if self.source is not None:
-            known = (self.source, *(item for item in known if item != self.source))
-        start = self.attempt % len(known) if known else 0
-        return known[start:] + known[:start]
 
 
 @dataclass(slots=True)
@@ -212,7 +151,6 @@ class Membership:
         self._changes: dict[NodeId, None] = {}
         self._measured_peers: dict[NodeId, None] = {}
         self._forgotten: list[NodeId] = []
-        self._datagrams_blocked: dict[NodeId, None] = {}
 
     # -- what is known
 
@@ -278,7 +216,7 @@ class Membership:
     # -- what arrives
 
     def learn(self, record: NodeRecord, now: float) -> list[Effect]:
-        """A newer signed record of `record.node` was stored. A higher incarnation brings it back."""
+        """A newer signed record of `record.node` was stored. A higher incarnation revives it."""
         peer = self._peers.get(record.node)
         if peer is None:
             peer = Peer(record.node, record.incarnation, record.addresses, record.leaving)
@@ -371,7 +309,7 @@ class Membership:
         if sender == probe.target:
             if not probe.is_indirect:
                 self._measured(self._peers[sender], now - probe.sent_s)
-            self._datagrams_blocked.pop(sender, None)
+            self._peers[sender].stream_only = 0
         elif sender not in probe.helpers:
             return []
         return self._succeed(now)
@@ -397,10 +335,11 @@ class Membership:
         probe = self._probe
         if probe is None or probe.sequence != message.sequence or probe.target != sender:
             return []
+        peer = self._peers[sender]
+        peer.stream_only += 1
         effects: list[Effect] = []
-        if sender not in self._datagrams_blocked:
-            self._datagrams_blocked[sender] = None
-            effects.append(_notice("datagrams_blocked", self._peers[sender], level="warning"))
+        if peer.stream_only == STREAM_ONLY_WARNING:
+            effects.append(_notice("datagrams_blocked", peer, level="warning"))
         return effects + self._succeed(now)
 
     def was_accused(self) -> None:
@@ -416,6 +355,16 @@ class Membership:
             if suspicion is not None:
                 suspicion.started_s += late_s
                 self._timers.set(("suspect", node), suspicion.ends_s)
+
+    def start_over(self) -> list[Address]:
+        """Forget everybody; where they were, to be looked for anew."""
+        self._end_probe()
+        addresses = [address for peer in self._peers.values() for address in peer.reachable_at()]
+        for peer in list(self._peers.values()):
+            self._clear(peer)
+            self._forget(peer)
+        self._live, self._dead, self._round = [], [], []
+        return addresses
 
     def stop(self) -> None:
         """Probe nobody any more: this node has left."""
@@ -441,11 +390,12 @@ class Membership:
                 effects.append(SendDatagram(relay.requester, Nack(relay.sequence)))
             elif kind == "suspect":
                 effects += self._bury(self._peers[NodeId(name)], MemberState.DEAD, now, now)
+            elif kind == "remind":
+                effects += self._remind(self._peers[NodeId(name)], now)
             elif kind == "unshare":
                 self._hide(self._peers[NodeId(name)])
             elif kind == "forget":
-                del self._peers[NodeId(name)]
-                self._forgotten.append(NodeId(name))
+                self._forget(self._peers[NodeId(name)])
             else:
                 effects += self._reconnect(now)
         return effects
@@ -455,13 +405,13 @@ class Membership:
         self._timers.check()
         assert self._self_id not in self._peers
         live = [peer.node for peer in self._peers.values() if peer.is_live]
-        assert len(self._live) == len(live) and set(self._live) == set(live)
+        assert sorted(self._live) == sorted(live)
         dead = [
             peer.node
             for peer in self._peers.values()
             if peer.state is MemberState.DEAD and peer.shared
         ]
-        assert len(self._dead) == len(dead) and set(self._dead) == set(dead)
+        assert sorted(self._dead) == sorted(dead)
         assert len(self._round) == len(set(self._round)) <= len(self._peers)
         assert len(self._relays) <= RELAYS_MAX
         assert 0 <= self._awareness <= self._config.awareness_max
@@ -469,6 +419,7 @@ class Membership:
             assert (peer.suspicion is not None) == (peer.state is MemberState.SUSPECT)
             assert (("suspect", peer.node) in self._timers) == (peer.suspicion is not None)
             assert (("forget", peer.node) in self._timers) == (not peer.is_live)
+            assert ("remind", peer.node) not in self._timers or peer.suspicion is not None
         assert (self._probe is not None) == (_PROBE_END in self._timers)
 
     # -- probing
@@ -553,6 +504,13 @@ class Membership:
             return []
         return [SendDatagram(address, Ping(self._next_sequence(), node, self._news(node, now)))]
 
+    def _remind(self, peer: Peer, now: float) -> list[Effect]:
+        """Tell one that this node itself found silent that it has to refute, until it is over."""
+        self._timers.set(("remind", peer.node), now + self._config.probe_interval_s)
+        ping = Ping(self._next_sequence(), peer.node, self._news(peer.node, now))
+        peer.attempt += 1
+        return [SendDatagram(address, ping) for address in peer.reachable_at()[:1]]
+
     def _measured(self, peer: Peer, round_trip_s: float) -> None:
         shown = peer.round_trip_s
         if shown is None:
@@ -586,6 +544,7 @@ class Membership:
     def _clear(self, peer: Peer) -> None:
         """Undo whatever was held against `peer`."""
         self._timers.cancel(("suspect", peer.node))
+        self._timers.cancel(("remind", peer.node))
         self._timers.cancel(("unshare", peer.node))
         self._timers.cancel(("forget", peer.node))
         if peer.state is MemberState.DEAD and peer.shared:
@@ -597,7 +556,7 @@ class Membership:
         suspicion = peer.suspicion
         if suspicion is not None:
             if suspicion.confirm(accuser):
-                self._timers.set(("suspect", peer.node), suspicion.ends_s)
+                self._timers.set(("suspect", peer.node), max(now, suspicion.ends_s))
                 self._changes[peer.node] = None
             return []
         config = self._config
@@ -610,11 +569,14 @@ class Membership:
         suspicion = Suspicion(now, shortest_s, longest_s, confirmations, [accuser])
         peer.state, peer.suspicion = MemberState.SUSPECT, suspicion
         self._timers.set(("suspect", peer.node), suspicion.ends_s)
+        if accuser == self._self_id:
+            self._timers.set(("remind", peer.node), now + config.probe_interval_s)
         self._changes[peer.node] = None
         return [_notice("member_suspected", peer, accuser=short(accuser))]
 
     def _bury(self, peer: Peer, state: MemberState, since_s: float, now: float) -> list[Effect]:
         self._timers.cancel(("suspect", peer.node))
+        self._timers.cancel(("remind", peer.node))
         peer.state, peer.suspicion = state, None
         peer.dead_since_s = since_s
         self._live.remove(peer.node)
@@ -623,11 +585,16 @@ class Membership:
             if _RECONNECT not in self._timers:
                 self._timers.set(_RECONNECT, now + self._config.reconnect_interval_s)
         tombstone_s = self._config.tombstone_s
-        self._timers.set(("unshare", peer.node), since_s + tombstone_s / 2)
-        self._timers.set(("forget", peer.node), since_s + tombstone_s)
+        self._timers.set(("unshare", peer.node), max(now, since_s + tombstone_s / 2))
+        self._timers.set(("forget", peer.node), max(now, since_s + tombstone_s))
         self._changes[peer.node] = None
         event = "member_died" if state is MemberState.DEAD else "member_left"
         return [_notice(event, peer, level="warning" if state is MemberState.DEAD else "info")]
+
+    def _forget(self, peer: Peer) -> None:
+        del self._peers[peer.node]
+        self._forgotten.append(peer.node)
+        self._changes.pop(peer.node, None)
 
     def _hide(self, peer: Peer) -> None:
         if peer.state is MemberState.DEAD:

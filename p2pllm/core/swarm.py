@@ -14,7 +14,7 @@ goes on to others.
     headline about this node
     a newer stamp than its own            an earlier life: pull it, then outbid its incarnation
     SUSPECT or worse, same incarnation    refute: raise the incarnation
-    SUSPECT or worse, older incarnation   refuted already: tell the sender
+    SUSPECT or worse, older incarnation   refuted already: show the sender
 """
 
 from __future__ import annotations
@@ -329,10 +329,13 @@ class Swarm:
         if deadline is None or now < deadline:
             return []
         effects: list[Effect] = []
-        if now - deadline > self._config.membership.pause_s:
-            self._membership.resumed(now - deadline)
-            late_ms = round((now - deadline) * 1_000)
-            effects.append(Notify("process_paused", "warning", {"late_ms": late_ms}))
+        late_s = now - deadline
+        if late_s > self._config.membership.pause_s:
+            effects.append(Notify("process_paused", "warning", {"late_ms": round(late_s * 1_000)}))
+            if late_s > self._config.membership.tombstone_s / 2:
+                self._start_over(now)
+            else:
+                self._membership.resumed(late_s)
         while (key := self._timers.pop(now)) is not None:
             if key == _LOAD:
                 self._publish_load(now)
@@ -370,7 +373,7 @@ class Swarm:
             speed_bytes_s=own.speed_bytes_s if speed_bytes_s is None else speed_bytes_s,
             leaving=own.leaving if leaving is None else leaving,
         )
-        if changed != own:
+        if changed != own and not self._is_leaving:
             self._store_own(replace(changed, version=own.version + 1), now)
         if load is not None:
             self._load = load
@@ -505,7 +508,7 @@ class Swarm:
         corrections: list[TimerKey] = []
         for headline in news.members:
             if headline.node == self._id:
-                effects += self._read_own(headline, source, corrections, now)
+                effects += self._read_own(headline, source, now)
             else:
                 effects += self._read_other(headline, sender, source, corrections, now)
         for fact in news.facts:
@@ -516,19 +519,21 @@ class Swarm:
             effects += self._gossip.tell(source, corrections, now)
         return effects
 
-    def _read_own(
-        self, headline: Headline, source: Address, corrections: list[TimerKey], now: float
-    ) -> list[Effect]:
+    def _read_own(self, headline: Headline, source: Address, now: float) -> list[Effect]:
         if headline.stamp > self._own.stamp:
             self._gossip.want((NODE, self._id), source)
         elif headline.state is MemberState.ALIVE:
             pass
         elif headline.incarnation == self._own.incarnation:
             self._membership.was_accused()
-            return self._outbid(headline.incarnation, now)
+            return self._outbid(headline.incarnation, now) + self._show_own(source, now)
         else:
-            corrections.append((NODE, self._id))
+            return self._show_own(source, now)
         return []
+
+    def _show_own(self, source: Address, now: float) -> list[Effect]:
+        """The body at once: whoever believes us dead would pull it anyway, if that got through."""
+        return self._gossip.pulled(source, Pull(records=(self._id,)), now)
 
     def _read_other(
         self,
@@ -650,6 +655,13 @@ class Swarm:
         return []
 
     # -- writing
+
+    def _start_over(self, now: float) -> None:
+        """This node slept while others forgot their dead: what it holds could resurrect them."""
+        for address in self._membership.start_over():
+            self._discovery.add(address, None, now)
+        for node in [node for node in self._store if node != self._id]:
+            self._gossip.announce((NODE, node), None, now)
 
     def _store_own(self, record: NodeRecord, now: float) -> None:
         self._own = record
