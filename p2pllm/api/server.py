@@ -202,7 +202,7 @@ class ApiServer:
         except web.HTTPException as error:
             return from_http(error, body_bytes_max=self._limits.body_bytes_max).response()
         except Exception:
-            log.exception("api_request_failed", route=request.match_info.route.name)
+            log.exception("api_request_failed", method=request.method, path=request.path)
             return internal().response()
 
 
