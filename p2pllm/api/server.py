@@ -150,7 +150,7 @@ class ApiServer:
         except OSError as error:
             raise ConfigurationError(
                 f"cannot serve the API on {self._host} port {self._asked_port} "
-                f"({error.strerror or error}); choose another with --api-port"
+                f"({error.strerror or error}); choose another port, or end what uses it"
             ) from None
 
     def _accept(self, runner: web.AppRunner) -> asyncio.BaseProtocol:

@@ -61,9 +61,11 @@ async def test_no_alternatives_still_name_the_chosen_token() -> None:
 
 
 async def test_a_stream_carries_text_and_ends_with_done() -> None:
-    async with face(FakeGateway(text="ab")) as api:
-        async with api.client.post(api.url + ROUTE, json=body(stream=True)) as answer:
-            lines = (await answer.text()).split("\n\n")
+    async with (
+        face(FakeGateway(text="ab")) as api,
+        api.client.post(api.url + ROUTE, json=body(stream=True)) as answer,
+    ):
+        lines = (await answer.text()).split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", "b", ""]

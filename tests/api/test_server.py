@@ -70,9 +70,8 @@ async def test_after_closing_nobody_listens_and_the_same_metrics_serve_again() -
 
 async def test_an_error_inside_the_block_comes_out_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError):
-        async with face() as api:
-            assert api.server.port
-            _ = 1 / 0
+        async with face():
+            raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -92,9 +91,10 @@ async def test_a_client_that_goes_away_closes_its_generators(streamed: bool, cou
             for _ in range(count):
                 _, said = await gateway.closed.get()
                 assert said <= 3
-            while b'status="499"' not in api.metrics.render():
-                await asyncio.sleep(0)
-        assert b"p2pllm_generations_running 0.0" in api.metrics.render()
+        figures = (await api.client.get(api.url + "/metrics")).text()
+        text = await figures
+        assert 'status="499"' in text
+        assert "p2pllm_generations_running 0.0" in text
 
 
 async def test_a_client_that_takes_nothing_is_hung_up_on() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +38,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 def split(data: bytes, cuts: Sequence[int]) -> list[bytes]:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    return [data[start:stop] for start, stop in pairwise(edges)]
 
 
 letters = st.text(st.sampled_from("abé€😀 \N{REPLACEMENT CHARACTER}"), max_size=40)
@@ -149,7 +150,7 @@ def test_a_stop_string_is_found_however_the_text_is_cut(
 ) -> None:
     edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
     finder = StopFinder(stops)
-    told = [finder.push(text[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    told = [finder.push(text[a:b]) for a, b in pairwise(edges)]
     assert "".join(told) + finder.finish() == cut(text, stops)
 
 
