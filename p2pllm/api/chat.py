@@ -90,9 +90,9 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
             code="no_chat_template",
         )
     messages = [message.template_fields() for message in body.messages]
-    prompt = await service.tokenise(
+    prompt = await service.aside(
         lambda: tokenizer.encode_chat(messages),
-        text_length=sum(len(message.content) for message in body.messages),
+        text_length=sum(16 + len(message.content) for message in body.messages),
     )
     answer = Answer(
         service,

@@ -90,4 +90,4 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
 async def _tokens(service: Service, tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
     if not isinstance(prompt, str):
         return prompt
-    return tuple(await service.tokenise(lambda: tokenizer.encode(prompt), text_length=len(prompt)))
+    return tuple(await service.aside(lambda: tokenizer.encode(prompt), text_length=len(prompt)))

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from p2pllm.domain.errors import (
     AuthenticationError,
     ClientError,
-    ContextLengthError,
     DeadlineExceededError,
     ModelNotFoundError,
     OverloadedError,
@@ -91,8 +90,6 @@ def from_error(error: P2PLLMError) -> RequestError:
     match error:
         case ModelNotFoundError():
             return RequestError(message, status=404, param="model", code=code)
-        case ContextLengthError():
-            return RequestError(message, status=400, param="prompt", code=code)
         case ClientError():
             return RequestError(message, status=400, code=code)
         case OverloadedError():

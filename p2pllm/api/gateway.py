@@ -14,7 +14,11 @@ from p2pllm.domain.models import ModelSpec
 
 
 class Tokenizer(Protocol):
-    """A model's tokenizer; every method is fast enough for the event loop on bounded input."""
+    """A model's tokenizer; every method is fast enough for the event loop on bounded input.
+
+    Long text is encoded on a worker thread, so `encode` and `encode_chat` must be safe beside
+    every other method.
+    """
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
@@ -39,11 +43,15 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of generated tokens, special ones left out."""
+        """Text of generated tokens, special ones left out.
+
+        Characters that are not whole yet show as U+FFFD. Text that does not end in U+FFFD stays as
+        it is when more tokens follow; so no clean-up of spaces.
+        """
         ...
 
     def token_text(self, token: int) -> str:
-        """How one token is shown in logprobs."""
+        """How one token is shown in logprobs, special ones too; U+FFFD for part of a character."""
         ...
 
 
@@ -82,6 +90,10 @@ class Gateway(Protocol):
     ) -> AsyncGenerator[PathChosen | TokenGenerated, None]:
         """Run one generation; closing the generator cancels it on every stage.
 
+        A `PathChosen` comes before the first token and after every detour. The last token has
+        `finish` set, and is the end-of-sequence token itself where that ended it; the generator is
+        closed after it, which must then be no cancellation.
+
         Raises:
             P2PLLMError: while iterating; what was yielded before stands.
         """
@@ -92,11 +104,16 @@ class Control(Protocol):
     """What the node's owner may ask of it over the control routes."""
 
     def status(self) -> dict[str, Any]:
-        """The swarm as seen from here, as JSON; `docs/api.md` has the fields."""
+        """The swarm as seen from here: what `p2pllm.api.status.status_json` makes.
+
+        Asked for by every scrape of the metrics too, so it must be cheap.
+        """
         ...
 
     async def add_model(self, reference: str, name: str | None) -> dict[str, Any]:
-        """Have the swarm serve a model.
+        """Have the swarm serve a model; what `p2pllm.api.models.model_json` makes of it.
+
+        Cancelled where the client goes away first.
 
         Raises:
             ModelNotFoundError: nothing is there.
@@ -113,7 +130,16 @@ class Control(Protocol):
         ...
 
     async def plan(self, reference: str) -> dict[str, Any]:
-        """Who would hold which layers, before anything is loaded."""
+        """Who would hold which layers, before anything is loaded.
+
+        As JSON: `{"model": {"reference", "architecture", "layers", "parameters"}, "nodes":
+        [{"id", "name", "layers": [[start, stop], ...], "bytes"}, ...], "missing":
+        [[start, stop], ...]}`, ranges half-open.
+
+        Raises:
+            ModelNotFoundError: nothing is there.
+            ModelRefusedError: it cannot be run.
+        """
         ...
 
     def create_invite(self, uses: int, lifetime_s: int) -> str:

@@ -114,7 +114,7 @@ class Guard:
         return scheme.lower() == "bearer" and hmac.compare_digest(given, self._token)
 
     def _is_own(self, name: str | None) -> bool:
-        return bool(name) and name is not None and (is_loopback(name) or name in self._hosts)
+        return name is not None and (is_loopback(name) or name in self._hosts)
 
     def _is_local(self, request: web.Request) -> bool:
         """Whether the client is on this machine and asks for itself, not for another."""

@@ -20,8 +20,8 @@ class Limits:
         deadline_s: for a generation.
         tokens_default: most tokens generated where the request does not say; a lease on the KV
             caches is taken for all of them, so "the rest of the context" would be too dear.
-        loop_text_length_max: longer text is tokenised on a worker thread, so that the event loop,
-            which answers the swarm's probes, is not held up.
+        loop_text_length_max: longer text is read and tokenised on a worker thread, so that the
+            event loop, which answers the swarm's probes, is not held up.
     """
 
     body_bytes_max: int = 8 * 2**20

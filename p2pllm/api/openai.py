@@ -102,8 +102,8 @@ class Answer:
         spec: of the model.
         tokenizer: of the model.
         prompts: tokenised; `n` choices each.
-        continues_prompt: whether the prompt's end decides how the first token is written, as it does
-            where the text goes on from the prompt.
+        continues_prompt: whether the text goes on from the prompt, whose end then decides how the
+            first token is written.
         prompt_param: the field the prompt came in, for errors.
         form: chat or plain.
     """

@@ -150,7 +150,7 @@ class ApiServer:
         except OSError as error:
             raise ConfigurationError(
                 f"cannot serve the API on {self._host} port {self._asked_port} "
-                f"({error.strerror or error}); choose another with --api-port"
+                f"({error.strerror or error}); choose another port, or end what uses it"
             ) from None
 
     def _accept(self, runner: web.AppRunner) -> asyncio.BaseProtocol:
@@ -202,7 +202,7 @@ class ApiServer:
         except web.HTTPException as error:
             return from_http(error, body_bytes_max=self._limits.body_bytes_max).response()
         except Exception:
-            log.exception("api_request_failed", route=request.match_info.route.name)
+            log.exception("api_request_failed", method=request.method, path=request.path)
             return internal().response()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -50,16 +50,16 @@ class Service:
         self.metrics = metrics
         self.limits = limits
         self._generations = 0
-        self._tokenising: ThreadPoolExecutor | None = None
+        self._worker: ThreadPoolExecutor | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
-        """Hold the worker thread that tokenises long text; one, so that it is never contended."""
-        with ThreadPoolExecutor(1, "p2pllm-tokenise") as self._tokenising:
-            try:
-                yield
-            finally:
-                self._tokenising.shutdown(wait=False, cancel_futures=True)
+        """Hold the worker thread for long texts; one, so that they wait for each other."""
+        self._worker = ThreadPoolExecutor(1, "p2pllm-api")
+        try:
+            yield
+        finally:
+            self._worker.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, request: web.Request, model: type[Model]) -> Model:
         """The request's JSON body.
@@ -85,7 +85,7 @@ class Service:
                 status=408,
                 code="body_timeout",
             ) from None
-        return parse(model, body)
+        return await self.aside(lambda: parse(model, body), text_length=len(body))
 
     def served(self, name: str) -> ServedModel:
         """The model a client names.
@@ -104,11 +104,11 @@ class Service:
         """The model's tokenizer; errors as `Gateway.tokenizer`."""
         return await self.gateway.tokenizer(model)
 
-    async def tokenise(self, encode: Callable[[], Result], *, text_length: int) -> Result:
-        """Run `encode` here, or on the worker thread where its text is long."""
+    async def aside(self, work: Callable[[], Result], *, text_length: int) -> Result:
+        """Do `work` on a text here, or on the worker thread where the text is long."""
         if text_length <= self.limits.loop_text_length_max:
-            return encode()
-        return await asyncio.get_running_loop().run_in_executor(self._tokenising, encode)
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
     def requests(
         self,
@@ -122,8 +122,8 @@ class Service:
         """One generation request per choice: `n` of the first prompt, `n` of the second, ...
 
         Raises:
-            ContextLengthError: a prompt leaves no room for a single token.
-            RequestError: a prompt is empty, or names a token that the model does not have.
+            RequestError: a prompt is empty, leaves no room for a single token, or names a token
+                that the model does not have.
         """
         for prompt in prompts:
             self._check_prompt(prompt, spec, prompt_param)
@@ -165,9 +165,11 @@ class Service:
                 "the prompt has no tokens; write something", param=param, code="empty_prompt"
             )
         if len(prompt) >= spec.context_length_max:
-            raise ContextLengthError(
+            raise RequestError(
                 f"the prompt has {len(prompt)} tokens, and '{spec.id}' takes at most "
-                f"{spec.context_length_max - 1} of them; shorten it"
+                f"{spec.context_length_max - 1} of them; shorten it",
+                param=param,
+                code=ContextLengthError.code,
             )
         if max(prompt) >= spec.vocabulary_size:
             raise RequestError(
@@ -177,7 +179,7 @@ class Service:
             )
 
     @contextmanager
-    def admitted(self, count: int) -> Iterator[None]:
+    def admitted(self, count: int) -> Generator[None, None, None]:
         """Room for `count` generations.
 
         Raises:

@@ -132,7 +132,8 @@ class FakeGateway:
                 last = index == len(tokens) - 1
                 finish = None
                 if last:
-                    finish = FinishReason.STOP if token == END else FinishReason.LENGTH
+                    ends = token in request.stop_tokens
+                    finish = FinishReason.STOP if ends else FinishReason.LENGTH
                 said += 1
                 yield TokenGenerated(request.session, index, self._sampled(token, request), finish)
         finally:
