@@ -46,7 +46,7 @@ class PlacementConfig:
     kv_tokens: int = 2_048
     kv_share: float = 0.15
     gain_min: float = 0.10
-    move_cost: float = 0.05
+    move_cost: float = 0.3
     hop_cost: float = 0.02
     search_nodes_max: int = 16
 

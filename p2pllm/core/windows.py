@@ -44,6 +44,10 @@ STEP_GAIN = 0.01
 DONORS_MAX = 24
 """How many nodes a search step considers moving, beyond `search_nodes_max` nodes."""
 
+PACKING = 0.8
+"""Part of the summed room that copies are asked to fill evenly. Asking for more copies than fit
+easily would fix every window, at the expense of throughput."""
+
 SLOWEST_EXPONENT = 3
 """How much more a joiner weighs a layer the slower it is; 3 is about as good as any above."""
 
@@ -131,7 +135,6 @@ class _Search:
         self._config = config
         self._total = ring.compute[ring.layers]
         self._rates = [machine.rate for machine in machines]
-        self._replicas = min(config.replicas, config.replicas_max or config.replicas)
         self._small = len(machines) <= config.search_nodes_max
         layers = self._layers
         self._reach = [[min(stop, layers) for stop in machine.reach] for machine in machines]
@@ -143,6 +146,11 @@ class _Search:
             index for index in range(len(machines)) if self._able[index] and not self._whole[index]
         ]
         self._candidates: dict[int, list[Window]] = {}
+        room = sum(max(stop - start for start, stop in enumerate(table)) for table in self._reach)
+        feasible = int(room * PACKING / layers)
+        self._replicas = max(
+            1, min(config.replicas, config.replicas_max or config.replicas, feasible)
+        )
 
     # -- the steps ---------------------------------------------------------------------------
 
