@@ -73,7 +73,7 @@ def test_a_certificate_out_of_its_time_is_refused_on_both_sides(
 
 
 def test_a_member_cannot_vouch_for_another(tmp_path: Path) -> None:
-    identity, certificate = member(SWARM, now=NOW)
+    identity, _ = member(SWARM, now=NOW)
     impostor = SwarmAuthority(identity._private_key, SWARM.certificate)
     guest = NodeIdentity.generate()
     chain = impostor.issue(guest.public_key, now=NOW)
