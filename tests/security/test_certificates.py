@@ -115,6 +115,13 @@ def test_a_self_signed_certificate_that_is_no_authority_is_refused() -> None:
             AuthorityCertificate(builder.sign(key, None).public_bytes(Encoding.DER))
 
 
+def test_an_authority_that_did_not_sign_itself_is_refused() -> None:
+    changed = bytearray(SWARM.certificate.der)
+    changed[-1] ^= 1
+    with pytest.raises(AuthenticationError, match="not the certificate of a swarm authority"):
+        AuthorityCertificate(bytes(changed))
+
+
 def test_a_key_of_another_kind_is_refused() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
@@ -136,13 +143,12 @@ def test_an_oversized_certificate_is_not_even_parsed() -> None:
         read_certificate(bytes(513))
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, len(CERTIFICATE) * 8 - 1))
-def test_a_certificate_with_one_bit_changed_is_refused(bit: int) -> None:
-    changed = bytearray(CERTIFICATE)
-    changed[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(AuthenticationError):
-        SWARM.certificate.verify(bytes(changed), NOW)
+def test_a_certificate_with_any_one_bit_changed_is_refused() -> None:
+    for bit in range(len(CERTIFICATE) * 8):
+        changed = bytearray(CERTIFICATE)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(AuthenticationError):
+            SWARM.certificate.verify(bytes(changed), NOW)
 
 
 @settings(max_examples=100, deadline=None)

@@ -45,11 +45,16 @@ def test_a_payload_does_not_show() -> None:
     assert b"attack at dawn" not in sealer().seal(b"attack at dawn")
 
 
-def test_the_same_payload_is_never_sealed_the_same_way_twice() -> None:
+def test_no_two_counters_epochs_senders_or_keys_share_a_key_stream() -> None:
     alice = sealer()
-    sealed = {alice.seal(b"same")[34:] for _ in range(100)}
-    sealed |= {sealer(epoch=EPOCH + 1).seal(b"same")[34:], sealer(BOB).seal(b"same")[34:]}
-    assert len(sealed) == 102
+    others = (
+        sealer(epoch=EPOCH + 1),
+        sealer(BOB),
+        sealer(keys=(DatagramKey(KEY.number, bytes(32)),)),
+    )
+    sealed = [alice.seal(bytes(32)) for _ in range(100)]
+    sealed += [other.seal(bytes(32)) for other in others]
+    assert len({data[34:-16] for data in sealed}) == 103
 
 
 def test_a_datagram_is_opened_once() -> None:
@@ -181,14 +186,17 @@ def test_a_nodes_own_datagram_thrown_back_is_refused() -> None:
 def test_only_as_many_senders_as_said_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datagrams, "SENDERS_MAX", 4)
     bob = sealer(BOB)
-    nodes = [NodeId(f"{index:032x}") for index in range(5)]
-    first = [sealer(node).seal(b"") for node in nodes]
-    for data in first:
+    senders = [sealer(NodeId(f"{index:032x}")) for index in range(5)]
+    first = [sender.seal(b"") for sender in senders]
+    for data in first[:4]:
         bob.open(data)
+    bob.open(senders[0].seal(b"again"))  # so the second is heard least recently
+    bob.open(first[4])
     assert len(bob._senders) == 4
-    assert bob.open(first[0]) == (nodes[0], b"")  # forgotten, so new again
-    with pytest.raises(AuthenticationError):
-        bob.open(first[4])  # remembered
+    for index in (0, 2, 3, 4):
+        with pytest.raises(AuthenticationError, match="came before"):
+            bob.open(first[index])
+    bob.open(first[1])  # forgotten, so new again
 
 
 def test_strangers_leave_no_trace_in_memory() -> None:

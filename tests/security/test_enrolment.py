@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from p2pllm.security.enrolment import (
 )
 from p2pllm.security.identity import NodeIdentity
 from p2pllm.security.invites import Invite, InviteBook
-from tests.security.material import ADDRESS, DAY, KEY, NOW, OLDER_KEY, authority, member
+from p2pllm.security.tls import server_context, stranger_context
+from tests.security.material import ADDRESS, DAY, KEY, NOW, OLDER_KEY, TlsPair, authority, member
 
 
 def noon() -> datetime:
@@ -184,6 +185,31 @@ def test_an_expired_member_never_sees_the_secret(world: World) -> None:
     with pytest.raises(AuthenticationError, match="expired"):
         world.run(world.client(world.invite(), server_certificate=old), world.server())
     assert world.sent == [EnrolRequest(1)]
+
+
+def test_a_relay_between_two_tls_streams_never_sees_the_secret(tmp_path: Path) -> None:
+    """The real thing: what the joiner checks is what TLS showed it."""
+    now = datetime.now(UTC)  # OpenSSL reads the real clock
+    world = World(tmp_path / "data", SwarmAuthority.generate(now=now), now=lambda: now)
+    rogue = SwarmAuthority.generate(now=now)
+    invite = Invite(world.swarm.swarm, world.book.create(now=now))
+
+    def enrol(identity: NodeIdentity, certificate: bytes, trusted: SwarmAuthority) -> None:
+        context = server_context(identity, certificate, trusted.certificate.der, tmp_path / "data")
+        pair = TlsPair(stranger_context(), context)
+        pair.handshake()
+        shown = pair.client.getpeercert(binary_form=True) or b""
+        client = world.client(invite, server_certificate=shown, now=lambda: now)
+        world.run(client, world.server(certificate=certificate))
+        assert client.result is not None
+
+    relay, relay_certificate = member(rogue, now=now)
+    with pytest.raises(AuthenticationError, match="not a member of the swarm it names"):
+        enrol(relay, relay_certificate, rogue)
+    assert world.sent == [EnrolRequest(1)]
+    with pytest.raises(ConfigurationError):  # nobody can show a certificate without its key
+        enrol(relay, member(world.swarm, now=now)[1], rogue)
+    enrol(*member(world.swarm, now=now), world.swarm)
 
 
 def test_a_proof_carried_to_another_stream_is_refused(world: World) -> None:

@@ -88,6 +88,14 @@ def test_what_is_no_invite_is_refused_in_words(text: str) -> None:
     assert caught.value.code == "invite_malformed"
 
 
+def test_there_is_one_text_for_an_invite() -> None:
+    prefix, swarm, *rest = TEXT.split(".")
+    # 32 bytes leave two spare bits in the last character.
+    assert swarm[-1] == "U"
+    with pytest.raises(InviteError, match="do not belong there"):
+        parse_invite(".".join([prefix, swarm[:-1] + "V", *rest]))
+
+
 def test_an_invite_of_another_version_is_told_apart() -> None:
     with pytest.raises(InviteError, match="another version") as caught:
         parse_invite("p2p2" + TEXT[4:])

@@ -125,19 +125,25 @@ def test_a_known_record_is_not_proven_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert check.verify(copy)
 
 
-def test_memories_are_bounded_and_keep_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signatures, "RECORDS_MAX", 3)
-    monkeypatch.setattr(signatures, "CERTIFICATES_MAX", 2)
+def test_memories_are_bounded() -> None:
     check = verifier()
-    kept = alice.sign(load_record())
-    for version in range(2, 10):
-        assert check.verify(kept)
-        assert check.verify(alice.sign(load_record(version=version)))
+    check._records = signatures._Recent(3)
+    check._certificates = signatures._Recent(2)
+    for _ in range(5):
         identity, certificate = member(SWARM)
         other = RecordSigner(identity, certificate, encode)
         assert check.verify(other.sign(load_record(identity.node_id)))
     assert len(check._records._entries) == 3
     assert len(check._certificates._entries) == 2
+
+
+def test_a_memory_forgets_what_was_used_least_recently() -> None:
+    memory: signatures._Recent[str, int] = signatures._Recent(2)
+    memory.put("a", 1)
+    memory.put("b", 2)
+    assert memory.get("a") == 1
+    memory.put("c", 3)
+    assert (memory.get("a"), memory.get("b"), memory.get("c")) == (1, None, 3)
 
 
 def test_failures_are_not_remembered() -> None:
