@@ -47,7 +47,8 @@ class EnrolProof:
     Attributes:
         public_key: the joiner's ed25519 key, 32 bytes.
         secret: the invite's; empty where the swarm is open.
-        signature: by that key, over the challenge and the TLS certificate the joiner saw.
+        signature: by that key, over the challenge, the TLS certificate the joiner saw, the key
+            and the name.
         name: what people call the joiner.
     """
 

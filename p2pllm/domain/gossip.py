@@ -60,10 +60,8 @@ class Signed(Generic[T]):
     Attributes:
         value: what was signed.
         payload: its bytes.
-        signature: ed25519 over `payload`, by the key in `certificate`; empty with `--open`.
-        certificate: the writer's membership certificate, X.509 in DER; empty with `--open`, and
-            where every reader has it already, as with a load record, which is only ever sent to
-            who holds the node record of the same writer.
+        signature: ed25519 over the kind of `value` and `payload`, by the key in `certificate`.
+        certificate: the writer's membership certificate, X.509 in DER; with `--open` too.
     """
 
     value: T

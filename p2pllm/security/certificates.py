@@ -26,6 +26,9 @@ AUTHORITY_BYTES_MAX = 1_024
 CLOCK_SKEW = timedelta(hours=1)
 """Certificates are valid from this much before they were made, for members whose clock is late."""
 
+_SIGNATURE_HEADER = b"\x03\x41\x00"
+"""A DER bit string of 64 bytes, all bits used."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemberCertificate:
@@ -140,8 +143,13 @@ def _parse(der: bytes, bytes_max: int) -> tuple[x509.Certificate, Ed25519PublicK
     try:
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()
+        signature = certificate.signature
     except Exception as error:  # whatever hostile bytes make a parser raise
         raise AuthenticationError("not a certificate") from error
     if not isinstance(key, Ed25519PublicKey):
         raise AuthenticationError("a certificate without an ed25519 key")
+    # What stands around the signature is not signed, and parsers let some of it pass (a count of
+    # unused bits, for one). A certificate has one encoding only.
+    if not der.endswith(_SIGNATURE_HEADER + signature):
+        raise AuthenticationError("a certificate whose signature is not plain ed25519 in DER")
     return certificate, key
