@@ -10,6 +10,7 @@ line here knows a family by its name.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ class Anatomy:
         kv_elements: key and value elements that each layer caches per token.
         entry_parameters: number of weights of the entry.
         exit_parameters: number of weights of the exit, a tied matrix included.
+        hidden_size: elements of one row between layers.
         shapes: of every parameter and buffer that a checkpoint may hold, by name.
     """
 
@@ -145,7 +147,10 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, dtype=torch.float32, attn_implementation="eager"
+                copy.deepcopy(config),
+                trust_remote_code=False,
+                dtype=torch.float32,
+                attn_implementation="eager",
             )
     except Exception as error:
         raise ModelRefusedError(
@@ -155,7 +160,7 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
     layers_path, layers = find_layers(model, architecture)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layer_parameters = tuple(_count(layer) for layer in layers)
-    outputs, kv_elements = _trace(model, layers, architecture)
+    outputs, kv_elements, hidden_size = _trace(model, layers, architecture)
     tied = tied_sources(model)
     entry: list[EntryModule] = []
     leave: list[str] = []
@@ -181,7 +186,7 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
         kv_elements=kv_elements,
         entry_parameters=entry_parameters,
         exit_parameters=exit_parameters,
-        hidden_size=config.get_text_config(decoder=True).hidden_size,
+        hidden_size=hidden_size,
         shapes=shapes,
     )
 
@@ -216,11 +221,6 @@ def tied_weights(model: nn.Module) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def stop_at(layers: nn.ModuleList) -> int:
-    """The number of layers; here so that callers need no cast."""
-    return len(layers)
-
-
 def _refuse_by_config(architecture: str, checkpoint: Checkpoint, config: PretrainedConfig) -> None:
     reason = ""
     text_config = config.get_text_config(decoder=True)
@@ -243,13 +243,24 @@ def _refuse_by_config(architecture: str, checkpoint: Checkpoint, config: Pretrai
 
 def _trace(
     model: nn.Module, layers: nn.ModuleList, architecture: str
-) -> tuple[dict[str, tuple[int | None, ...] | None], tuple[int, ...]]:
-    """Run up to layer 0; return output shapes of the entry and the cached elements per layer."""
+) -> tuple[dict[str, tuple[int | None, ...] | None], tuple[int, ...], int]:
+    """Run up to layer 0.
+
+    Returns:
+        Output shapes of the entry, cached elements per layer and token, and the hidden size.
+    """
     outputs: dict[str, tuple[int | None, ...] | None] = {}
     kv_elements: list[int] = []
     cached: list[nn.Module] = list(layers)
+    hidden_sizes: list[int] = []
 
     def ask(*args: Any, **kwargs: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[:-1] != (1, _TRACE_ROWS):
+            raise ModelRefusedError(
+                f"{architecture} cannot be run: its layers pass on more than one hidden state."
+            )
+        hidden_sizes.append(hidden.shape[-1])
         for number, layer in enumerate(cached):
             call = own_forward if number == 0 else layer
             try:
@@ -295,6 +306,7 @@ def _trace(
     return (
         {name: shape for name, shape in outputs.items() if id(named[name]) not in inside},
         tuple(kv_elements),
+        hidden_sizes[0],
     )
 
 

@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {**_USUAL, "head_dim": 16}),
     "qwen3-moe": (
         "Qwen3MoeConfig",
-        {**_USUAL, "head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32},
+        {**_USUAL, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     ),
     "mistral": ("MistralConfig", {**_USUAL, "sliding_window": 8}),
     "mixtral": ("MixtralConfig", {**_USUAL, "num_local_experts": 4}),
@@ -91,6 +91,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "n_head": 4,
             "bos_token_id": 1,
             "eos_token_id": 2,
+            "tie_word_embeddings": False,
         },
     ),
     "falcon": ("FalconConfig", {**_USUAL, "alibi": False, "new_decoder_architecture": False}),
@@ -148,6 +149,8 @@ def make_tiny_model(
             for parameter in model.parameters():
                 spread = 0.3 if parameter.dim() > 1 else 0.1
                 parameter.add_(torch.randn_like(parameter) * spread)
+            # A head that mirrors a strong embedding would say the last token again for ever.
+            model.get_input_embeddings().weight.mul_(0.1)
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config.eos_token_id = 2
     if shard_bytes is None:
