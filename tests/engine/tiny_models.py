@@ -76,6 +76,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
             "sliding_window": 8,
             "layer_types": _ALTERNATING,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150_000.0,
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": CONTEXT // 32,
+            },
         },
     ),
     "opt": (
@@ -133,7 +142,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tiny_model(
-    family: str, folder: Path, *, seed: int = 0, shard_bytes: int | None = None, **changes: Any
+    family: str, folder: Path, *, seed: int = 1, shard_bytes: int | None = None, **changes: Any
 ) -> Path:
     """Save a random model of `family` into `folder`, with a tokenizer, and return `folder`.
 
