@@ -335,8 +335,9 @@ class Engine:
     def _check_step(self, step: StageStep, known: _Model) -> None:
         """Refuse what the model cannot take, before a kernel reads outside of its tables."""
         spec, layers = known.spec, step.layers
-        missing = [layer for layer in range(layers.start, layers.stop) if layer not in
-                   known.stage.held]
+        missing = [
+            layer for layer in range(layers.start, layers.stop) if layer not in known.stage.held
+        ]
         if missing:
             raise _StepRefusedError(f"layer {missing[0]} of {spec.id} is not held here")
         if step.is_last != (layers.stop == spec.num_layers):

@@ -118,4 +118,6 @@ def _end_ids(path: Path) -> Any:
         settings = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return cast("dict[str, Any]", settings).get("eos_token_id") if isinstance(settings, dict) else None
+    return (
+        cast("dict[str, Any]", settings).get("eos_token_id") if isinstance(settings, dict) else None
+    )

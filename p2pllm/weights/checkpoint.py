@@ -182,7 +182,9 @@ def _weight_files(folder: Path) -> dict[str, set[str]]:
 def _indexed_files(folder: Path) -> dict[str, set[str]]:
     path = folder / INDEX_FILE
     index = _read_json(path)
-    weight_map = cast("dict[str, Any]", index).get("weight_map") if isinstance(index, dict) else None
+    weight_map = (
+        cast("dict[str, Any]", index).get("weight_map") if isinstance(index, dict) else None
+    )
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelRefusedError(f"{path} has no weight_map; download the model again.")
     files: dict[str, set[str]] = {}
@@ -204,7 +206,7 @@ def _indexed_files(folder: Path) -> dict[str, set[str]]:
 
 
 def _is_plain_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not any(mark in name for mark in '/\\:\0')
+    return name not in ("", ".", "..") and not any(mark in name for mark in "/\\:\0")
 
 
 def _read_json(path: Path) -> object:
@@ -232,9 +234,7 @@ def _parse_header(path: Path, file: str, stream: BinaryIO) -> dict[str, TensorIn
     try:
         header = json.loads(stream.read(length))
     except (ValueError, RecursionError) as error:
-        raise ModelRefusedError(
-            f"{path} has a broken header; download the model again."
-        ) from error
+        raise ModelRefusedError(f"{path} has a broken header; download the model again.") from error
     if not isinstance(header, dict):
         raise ModelRefusedError(f"{path} has a broken header; download the model again.")
     tensors: dict[str, TensorInfo] = {}
@@ -283,9 +283,7 @@ def _truncated(path: Path) -> ModelRefusedError:
     )
 
 
-def _fingerprint(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
-) -> str:
+def _fingerprint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
     """Hash what the model is: configuration, names, types, shapes and a sample of contents.
 
     The sample (256 bytes from the middle of up to 512 tensors) tells fine-tunes of one model

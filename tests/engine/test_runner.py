@@ -91,9 +91,7 @@ def step_of(
     if history is not None and is_last:
         index = len(history) - len(PROMPT)
         draw = Draw(sampling, index, tuple(history), len(PROMPT))
-    return StageStep(
-        SESSION, 1, MODEL, layers, position, tuple(tokens), activation, is_last, draw
-    )
+    return StageStep(SESSION, 1, MODEL, layers, position, tuple(tokens), activation, is_last, draw)
 
 
 async def run_one(engine: Engine, step: StageStep) -> StepResult:

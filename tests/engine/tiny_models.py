@@ -36,7 +36,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {**_USUAL, "head_dim": 16}),
     "qwen3-moe": (
         "Qwen3MoeConfig",
-        {**_USUAL, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        {
+            **_USUAL,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
     ),
     "mistral": ("MistralConfig", {**_USUAL, "sliding_window": 8}),
     "mixtral": ("MixtralConfig", {**_USUAL, "num_local_experts": 4}),
