@@ -192,7 +192,10 @@ class PeerStreams:
         self._listener.abort()
         for task in tuple(self._connecting):
             task.cancel()
-        await self._tasks.__aexit__(kind, error, trace)
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            await self._tasks.__aexit__(kind, error, trace)
+        else:  # The caller's own error goes on as it is, not as a group of one.
+            await self._tasks.__aexit__(None, None, None)
         await asyncio.sleep(0)  # Let aborted transports say that they are lost.
 
     def _stream(self, node: NodeId, addresses: tuple[Address, ...]) -> OutgoingStream:

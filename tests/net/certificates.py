@@ -31,13 +31,33 @@ def identify(certificate: bytes) -> NodeId:
 
 @dataclass
 class Identity:
-    """A member: its id, its certificate and both TLS contexts."""
+    """A member: its id, its certificate, both TLS contexts, and the files they came from."""
 
     node: NodeId
     swarm: SwarmId
     certificate: bytes
     server_context: ssl.SSLContext
     client_context: ssl.SSLContext
+    file: Path
+
+    @classmethod
+    def load(cls, file: Path) -> Identity:
+        """From key and certificate in `file` and the authority's certificate beside it."""
+        authority = file.with_name("authority.pem").read_bytes()
+        key = x509.load_pem_x509_certificate(authority).public_key()
+        assert isinstance(key, Ed25519PublicKey)
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.verify_mode = ssl.CERT_OPTIONAL
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        for context in (server, client):
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.load_verify_locations(cadata=authority.decode())
+            context.load_cert_chain(file)
+        swarm = SwarmId(hashlib.sha256(key.public_bytes_raw()).hexdigest())
+        return cls(identify(der), swarm, der, server, client, file)
 
     def hello(self, versions: tuple[int, int] = (1, 1)) -> Hello:
         """What it greets with."""
@@ -52,9 +72,8 @@ class Swarm:
         self._key = Ed25519PrivateKey.generate()
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._count = 0
-        self.id = SwarmId(hashlib.sha256(self._key.public_key().public_bytes_raw()).hexdigest())
         authority = self._sign(self._name, self._key, is_authority=True)
-        self.pem = authority.public_bytes(serialization.Encoding.PEM).decode()
+        (folder / "authority.pem").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
 
     def member(self) -> Identity:
         """A new one."""
@@ -62,8 +81,7 @@ class Swarm:
         key = Ed25519PrivateKey.generate()
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"node-{self._count}")])
         certificate = self._sign(subject, key, is_authority=False)
-        der = certificate.public_bytes(serialization.Encoding.DER)
-        file = self._folder / f"{self.id[:8]}-{self._count}.pem"
+        file = self._folder / f"member-{self._count}.pem"
         file.write_bytes(
             certificate.public_bytes(serialization.Encoding.PEM)
             + key.private_bytes(
@@ -72,15 +90,7 @@ class Swarm:
                 serialization.NoEncryption(),
             )
         )
-        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server.verify_mode = ssl.CERT_OPTIONAL
-        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        client.check_hostname = False
-        for context in (server, client):
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.load_verify_locations(cadata=self.pem)
-            context.load_cert_chain(file)
-        return Identity(identify(der), self.id, der, server, client)
+        return Identity.load(file)
 
     def _sign(
         self, subject: x509.Name, key: Ed25519PrivateKey, *, is_authority: bool
