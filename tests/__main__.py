@@ -24,7 +24,7 @@ def checks(pytest_arguments: list[str]) -> dict[str, list[str]]:
         "format": [python, "-m", "ruff", "format", "--check", *SOURCES],
         "lint": [python, "-m", "ruff", "check", *SOURCES],
         "imports": [str(scripts / "lint-imports"), "--no-cache"],
-        "types": [str(scripts / "basedpyright"), "--warnings"],
+        "types": [str(scripts / "basedpyright"), "--warnings", "--pythonpath", python],
         "tests": [
             python,
             "-m",

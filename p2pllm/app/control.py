@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -16,7 +16,7 @@ from p2pllm.core.placement import plan, what_changes
 from p2pllm.core.routing import missing_layers
 from p2pllm.domain.errors import AuthenticationError, ClientError, ModelNotFoundError
 from p2pllm.domain.ids import ModelId, SwarmId
-from p2pllm.domain.layers import LayerRange, LayerWindow
+from p2pllm.domain.layers import LayerRange
 from p2pllm.domain.models import ModelSpec
 from p2pllm.domain.records import (
     MODELS_MAX,
@@ -126,29 +126,27 @@ class CoreControl:
             spec = (await self._library.describe(reference)).spec
         asked = _as_if_served(view, spec)
         planned = plan(asked, self._placement)
-        changes = {change.node: change for change in what_changes(asked, planned)}
-        nodes: list[dict[str, Any]] = []
-        for member in asked.usable():
-            node = member.record.node
-            window: LayerWindow | None = planned.windows.get(spec.id, {}).get(node)
-            ranges = window.ranges() if window is not None else ()
-            change = changes.get(node)
-            nodes.append(
-                {
-                    "id": node,
-                    "name": member.record.name,
-                    "layers": [[item.start, item.stop] for item in ranges],
-                    "weight_bytes": _weights(spec, ranges, member.record.parameter_bytes),
-                    "load_bytes": 0 if change is None else change.load_bytes,
-                }
-            )
+        target = planned.models[spec.id]
+        load_bytes = {
+            change.node: change.load_bytes
+            for change in what_changes(asked, planned)
+            if change.model == spec.id
+        }
         return {
             "model": spec.id,
             "layers": spec.num_layers,
-            "nodes": nodes,
-            "uncovered": [
-                [item.start, item.stop] for item in planned.uncovered.get(spec.id, ())
+            "nodes": [
+                {
+                    "id": member.record.node,
+                    "name": member.record.name,
+                    "layers": _pairs(target.ranges(member.record.node)),
+                    "weight_bytes": target.weights_bytes.get(member.record.node, 0),
+                    "load_bytes": load_bytes.get(member.record.node, 0),
+                }
+                for member in asked.usable()
             ],
+            "copies": list(target.copies),
+            "uncovered": _pairs(target.uncovered),
         }
 
     def create_invite(self, uses: int, lifetime_s: int) -> str:
@@ -183,9 +181,8 @@ def _as_if_served(view: SwarmView, spec: ModelSpec) -> SwarmView:
     return replace(view, members=members, models=tuple(model for _, model in models))
 
 
-def _weights(spec: ModelSpec, ranges: tuple[LayerRange, ...], parameter_bytes: int) -> int:
-    sizes = weight_bytes(spec, parameter_bytes)
-    return sum(sum(sizes[item.start : item.stop]) for item in ranges)
+def _pairs(ranges: Iterable[LayerRange]) -> list[list[int]]:
+    return [[item.start, item.stop] for item in ranges]
 
 
 def _node_status(view: SwarmView, member: Member) -> dict[str, Any]:
@@ -229,7 +226,7 @@ def _model_status(view: SwarmView, spec: ModelSpec) -> dict[str, Any]:
         "architecture": spec.architecture,
         "layers": spec.num_layers,
         "context_length": spec.context_length_max,
-        "weight_bytes": _weights(spec, (spec.layers,), own.parameter_bytes),
+        "weight_bytes": sum(weight_bytes(spec, own.parameter_bytes)),
         "copies": copies,
-        "missing": [[item.start, item.stop] for item in missing_layers(view, spec)],
+        "missing": _pairs(missing_layers(view, spec)),
     }

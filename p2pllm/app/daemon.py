@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 
@@ -42,7 +43,7 @@ async def _run(config: NodeConfig, exit_with_stdin: bool) -> None:
 
 
 def _read_stdin(loop: asyncio.AbstractEventLoop, leave: asyncio.Event) -> None:
-    if not sys.stdin.buffer.raw.read(4_096):
+    if not os.read(sys.stdin.fileno(), 4_096):
         loop.remove_reader(sys.stdin.fileno())
         leave.set()
 

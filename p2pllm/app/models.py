@@ -74,9 +74,7 @@ class ModelLibrary:
                 "with --name"
             )
         async with self._lock:
-            folder = await self._references.resolve(
-                reference, on_progress=self._on_fetched
-            )
+            folder = await self._references.resolve(reference, on_progress=self._on_fetched)
             found = await asyncio.to_thread(_describe, folder, ModelId(model), reference)
         self._found[found.spec.fingerprint] = found
         return found

@@ -1,9 +1,9 @@
 """A running node: the core, the shells around it, and the order they start and stop in.
 
-    folder locked, identity and membership loaded (or the swarm founded, or joined)
-    ports bound, engine started and measured
-    core made, driver, streams, datagrams, mDNS, HTTP API
-    ... until it is told to leave: the core says farewell, then everything stops in reverse
+folder locked, identity and membership loaded (or the swarm founded, or joined)
+ports bound, engine started and measured
+core made, driver, streams, datagrams, mDNS, HTTP API
+... until it is told to leave: the core says farewell, then everything stops in reverse
 """
 
 from __future__ import annotations
@@ -382,9 +382,7 @@ async def _run(
         if place.founded:
             invite = control.create_invite(FIRST_INVITE_USES, FIRST_INVITE_LIFETIME_S)
         on_ready(
-            NodeInformation(
-                self_id, config.name, membership.swarm, addresses, api_address, invite
-            )
+            NodeInformation(self_id, config.name, membership.swarm, addresses, api_address, invite)
         )
         remember = tasks.create_task(_remember(folder, state, node))
         await leave.wait()
@@ -443,9 +441,7 @@ def _state_of(node: Node, state: NodeState) -> NodeState:
         incarnation=node.swarm.incarnation,
         # Alone just now: those of before are the best guess for the next start.
         peers=peers[:PEERS_MAX] or state.peers,
-        facts=[
-            base64.b64encode(encode(fact)).decode() for fact in node.swarm.facts
-        ],
+        facts=[base64.b64encode(encode(fact)).decode() for fact in node.swarm.facts],
     )
 
 

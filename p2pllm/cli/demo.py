@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,7 +125,7 @@ class DemoNode:
 
 
 @contextlib.asynccontextmanager
-async def _limit(timeout_s: float, message: str, node: DemoNode) -> AsyncIterator[None]:
+async def _limit(timeout_s: float, message: str, node: DemoNode) -> AsyncGenerator[None, None]:
     try:
         async with asyncio.timeout(timeout_s):
             yield
@@ -167,11 +167,11 @@ async def _tell(
         for node in nodes[1:]:
             invite = await client.create_invite(uses=1, lifetime_s=3_600)
             await node.start("--join", invite, *limit)
-        status = await _wait_until_ready(client, nodes, say if not quiet else lambda line: None)
+        status = await _wait_until_ready(client, nodes, say if not quiet else _silent)
     served = status["models"][0]["id"]
     # Ask the last one to join: any node answers, wherever the layers are.
     async with await nodes[-1].client() as client:
-        await _wait_until_ready(client, nodes, lambda line: None)
+        await _wait_until_ready(client, nodes, _silent)
         if not quiet:
             say(f"\nAsking {nodes[-1].name} to go on from: {prompt}\n")
             console.out(prompt, end="", highlight=False)
@@ -201,7 +201,9 @@ async def _count_layers(reference: str) -> int | None:
     return None
 
 
-async def _wait_until_ready(client: NodeClient, nodes: list[DemoNode], say: Any) -> dict[str, Any]:
+async def _wait_until_ready(
+    client: NodeClient, nodes: list[DemoNode], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Tell who joins and who takes which layers, until every layer has a holder."""
     known: dict[str, Any] = {}
     async with _limit(READY_TIMEOUT_S, "the swarm did not get ready in time", nodes[0]):
@@ -226,6 +228,10 @@ async def _wait_until_ready(client: NodeClient, nodes: list[DemoNode], say: Any)
             ):
                 return status
             await asyncio.sleep(POLL_INTERVAL_S)
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
 
 
 async def _story(

@@ -268,10 +268,10 @@ class Node:
             effects += self._generations.view_changed(now)
             effects += self._publish(now)
         effects += self._publish(now)
-        if self._leaving and not self._farewell:
-            if self._stage.sessions == 0 and self._generations.sessions == 0:
-                self._farewell = True
-                effects += self._swarm.leave(now=now)
+        idle = self._stage.sessions == 0 and self._generations.sessions == 0
+        if self._leaving and idle and not self._farewell:
+            self._farewell = True
+            effects += self._swarm.leave(now=now)
         if self._swarm.has_left and not self._left:
             self._left = True
             effects.append(LeaveFinished())

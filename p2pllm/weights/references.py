@@ -146,9 +146,7 @@ class References:
         """What an earlier run fetched, where the hub cannot be reached now."""
         try:
             return Path(
-                hf_hub_download(
-                    hub_id, CONFIG_FILE, cache_dir=self._cache, local_files_only=True
-                )
+                hf_hub_download(hub_id, CONFIG_FILE, cache_dir=self._cache, local_files_only=True)
             ).parent
         except (HFValidationError, EntryNotFoundError, OSError):
             raise ModelNotFoundError(

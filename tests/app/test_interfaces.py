@@ -13,15 +13,21 @@ from p2pllm.domain.records import Address
 
 
 @pytest.fixture
-def interfaces(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, tuple[bool, list[str]]]], None]:
+def interfaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[dict[str, tuple[bool, list[str]]]], None]:
     def use(found: dict[str, tuple[bool, list[str]]]) -> None:
         monkeypatch.setattr(
-            psutil, "net_if_stats", lambda: {n: SimpleNamespace(isup=up) for n, (up, _) in found.items()}
+            psutil,
+            "net_if_stats",
+            lambda: {n: SimpleNamespace(isup=up) for n, (up, _) in found.items()},
         )
         monkeypatch.setattr(
             psutil,
             "net_if_addrs",
-            lambda: {n: [SimpleNamespace(address=a) for a in items] for n, (_, items) in found.items()},
+            lambda: {
+                n: [SimpleNamespace(address=a) for a in items] for n, (_, items) in found.items()
+            },
         )
 
     return use
