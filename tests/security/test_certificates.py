@@ -143,6 +143,15 @@ def test_an_oversized_certificate_is_not_even_parsed() -> None:
         read_certificate(bytes(513))
 
 
+def test_a_certificate_has_one_encoding() -> None:
+    # DER lets a bit string leave its last bit unused only where that bit is 0.
+    der = next(der for _ in range(200) if not (der := member(SWARM)[1])[-1] & 1)
+    changed = der[:-65] + b"\x01" + der[-64:]
+    SWARM.certificate.verify(der, NOW)
+    with pytest.raises(AuthenticationError, match="not plain ed25519 in DER"):
+        SWARM.certificate.verify(changed, NOW)
+
+
 def test_a_certificate_with_any_one_bit_changed_is_refused() -> None:
     for bit in range(len(CERTIFICATE) * 8):
         changed = bytearray(CERTIFICATE)
