@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -148,9 +149,12 @@ class ApiServer:
                 backlog=128,
             )
         except OSError as error:
+            # asyncio repeats the address in its text; the system's own text says enough.
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror or error
             raise ConfigurationError(
                 f"cannot serve the API on {self._host} port {self._asked_port} "
-                f"({error.strerror or error}); choose another port, or end what uses it"
+                f"({reason}); choose another port, or end what uses it"
             ) from None
 
     def _accept(self, runner: web.AppRunner) -> asyncio.BaseProtocol:
