@@ -81,6 +81,8 @@ class ApiServer:
         self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
         """Connections whose first request has not come, and when they are hung up on; each stays
         for `header_timeout_s` at most."""
+        self._arriving = 0
+        """Connections accepted that the HTTP library does not know yet."""
         self._port = 0
         self._stack = AsyncExitStack()
 
@@ -160,13 +162,23 @@ class ApiServer:
     def _accept(self, runner: web.AppRunner) -> asyncio.BaseProtocol:
         """The protocol of a new connection."""
         server = runner.server
-        if server is None or len(server.connections) >= self._limits.connections_max:
+        if server is None:
+            return _Refusal()
+        if len(server.connections) + self._arriving >= self._limits.connections_max:
             return _Refusal()
         protocol = server()
-        self._silent[protocol] = asyncio.get_running_loop().call_later(
+        loop = asyncio.get_running_loop()
+        # The loop tells the protocol of its connection in the next turn; until then the server
+        # does not count it, and a burst of connections is accepted in one turn.
+        self._arriving += 1
+        loop.call_soon(loop.call_soon, self._arrived)
+        self._silent[protocol] = loop.call_later(
             self._limits.header_timeout_s, self._drop_silent, protocol
         )
         return protocol
+
+    def _arrived(self) -> None:
+        self._arriving -= 1
 
     def _drop_silent(self, protocol: web.RequestHandler) -> None:
         """Hang up on who connected and asked nothing."""

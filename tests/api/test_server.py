@@ -129,16 +129,29 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
 
 
 async def test_connections_beyond_the_limit_are_told_to_come_again() -> None:
-    async with face(limits=Limits(connections_max=1)) as api:
-        _, first = await asyncio.open_connection("127.0.0.1", api.server.port)
-        await asyncio.sleep(0)
-        reader, second = await asyncio.open_connection("127.0.0.1", api.server.port)
+    async with face(limits=Limits(connections_max=3)) as api:
+
+        async def ask() -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.server.port)
+            try:
+                if (line := await reader.readline()).startswith(b"HTTP/1.1 429 "):
+                    refused.append(await reader.read())
+                return line
+            finally:
+                writer.close()
+
+        refused: list[bytes] = []
+        asked = [asyncio.ensure_future(ask()) for _ in range(10)]  # all at once
         async with asyncio.timeout(5):
-            answer = await reader.read()
-        assert answer.startswith(b"HTTP/1.1 429 ")
+            while len(refused) < 7:
+                done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                asked = [task for task in asked if task not in done]
+        assert len(asked) == 3
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    for answer in refused:
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "overloaded"
-        first.close()
-        second.close()
 
 
 async def test_generations_beyond_the_limit_are_told_to_come_again() -> None:
