@@ -41,13 +41,23 @@ def host_name(authority: str) -> str | None:
         return None
 
 
+def is_public(name: str) -> bool:
+    """Whether anybody on the internet could let `name` point here: it is no address, nor local."""
+    try:
+        ipaddress.ip_address(name.split("%")[0])
+    except ValueError:
+        return "." in name and not name.endswith(".local")
+    return False
+
+
 class Guard:
     """Checks requests.
 
     Args:
         host: what the server is bound to.
         control_token: opens the control routes.
-        hosts_allowed: names, beside those of loopback, under which the node may be asked.
+        hosts_allowed: names, beside those of loopback, under which web pages, and all who ask a
+            node bound to loopback, may ask.
     """
 
     def __init__(self, host: str, control_token: str, hosts_allowed: Iterable[str] = ()) -> None:
@@ -76,7 +86,8 @@ class Guard:
         if origin is None:
             return
         origin_name = host_name(origin.partition("://")[2])
-        if not (self._is_own(origin_name) or (origin_name and origin_name == name)):
+        is_same = origin_name == name and name is not None and not is_public(name)
+        if not (self._is_own(origin_name) or is_same):
             raise RequestError(
                 "web pages of other sites may not ask this node",
                 status=403,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -80,6 +81,8 @@ class ApiServer:
         self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
         """Connections whose first request has not come, and when they are hung up on; each stays
         for `header_timeout_s` at most."""
+        self._arriving = 0
+        """Connections accepted that the HTTP library does not know yet."""
         self._port = 0
         self._stack = AsyncExitStack()
 
@@ -148,21 +151,34 @@ class ApiServer:
                 backlog=128,
             )
         except OSError as error:
+            # asyncio repeats the address in its text; the system's own text says enough.
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror or error
             raise ConfigurationError(
                 f"cannot serve the API on {self._host} port {self._asked_port} "
-                f"({error.strerror or error}); choose another port, or end what uses it"
+                f"({reason}); choose another port, or end what uses it"
             ) from None
 
     def _accept(self, runner: web.AppRunner) -> asyncio.BaseProtocol:
         """The protocol of a new connection."""
         server = runner.server
-        if server is None or len(server.connections) >= self._limits.connections_max:
+        if server is None:
+            return _Refusal()
+        if len(server.connections) + self._arriving >= self._limits.connections_max:
             return _Refusal()
         protocol = server()
-        self._silent[protocol] = asyncio.get_running_loop().call_later(
+        loop = asyncio.get_running_loop()
+        # The loop tells the protocol of its connection in the next turn; until then the server
+        # does not count it, and a burst of connections is accepted in one turn.
+        self._arriving += 1
+        loop.call_soon(loop.call_soon, self._arrived)
+        self._silent[protocol] = loop.call_later(
             self._limits.header_timeout_s, self._drop_silent, protocol
         )
         return protocol
+
+    def _arrived(self) -> None:
+        self._arriving -= 1
 
     def _drop_silent(self, protocol: web.RequestHandler) -> None:
         """Hang up on who connected and asked nothing."""

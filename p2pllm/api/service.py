@@ -76,6 +76,11 @@ class Service:
                 type=INVALID_REQUEST,
                 code="unsupported_media_type",
             )
+        if (request.content_length or 0) > self.limits.body_bytes_max:
+            # Told at once; the library would only notice once that much had come.
+            raise web.HTTPRequestEntityTooLarge(
+                max_size=self.limits.body_bytes_max, actual_size=request.content_length or 0
+            )
         try:
             async with asyncio.timeout(self.limits.body_timeout_s):
                 body = await request.read()

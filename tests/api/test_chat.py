@@ -320,3 +320,18 @@ async def test_a_long_conversation_is_tokenised_off_the_event_loop() -> None:
         await api.post(ROUTE, body(messages=[{"role": "user", "content": "x" * 20_000}]))
     assert threads[0] == "MainThread"
     assert threads[1].startswith("p2pllm-api")
+
+
+async def test_a_bug_in_mid_stream_is_told_without_its_details() -> None:
+    async with face(FakeGateway(error=ValueError("a secret of ours"), error_after=2)) as api:
+        events = await stream(api)
+        text = api.metrics.render()
+    assert events[-1]["error"]["code"] == "internal_error"
+    assert "secret" not in str(events)
+    assert b"p2pllm_http_stream_errors_total 1.0" in text
+
+
+async def test_a_bias_for_a_token_the_model_lacks_is_refused() -> None:
+    async with face() as api:
+        status, answer, _ = await api.post(ROUTE, body(logit_bias={"257": 1}))
+    assert (status, answer["error"]["param"]) == (400, "logit_bias")

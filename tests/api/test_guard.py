@@ -75,15 +75,28 @@ async def test_a_strangers_web_page_is_refused(
         assert answer.status == status
 
 
-async def test_an_open_node_answers_to_any_name_but_not_to_other_sites() -> None:
-    async with face(host="0.0.0.0") as api:
-        for headers, status in (
-            ({"Host": "desktop.lan:1"}, 200),
-            ({"Host": "desktop.lan:1", "Origin": "http://desktop.lan:1"}, 200),
-            ({"Host": "desktop.lan:1", "Origin": "http://evil.example"}, 403),
-        ):
-            async with api.client.get(api.url + "/v1/models", headers=headers) as answer:
-                assert answer.status == status
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("desktop.example:1", None, 200),
+        ("desktop:1", "http://desktop:1", 200),
+        ("desktop.local:1", "http://desktop.local:1", 200),
+        ("192.168.1.5:1", "http://192.168.1.5:1", 200),
+        ("[fd00::1]:1", "http://[fd00::1]:1", 200),
+        ("node.lan:1", "https://node.lan", 200),  # allowed by name
+        ("desktop:1", "http://evil.example", 403),
+        ("evil.example:1", "http://evil.example:1", 403),  # a name that now points here
+    ],
+)
+async def test_an_open_node_answers_to_any_name_but_not_to_other_sites(
+    host: str, origin: str | None, status: int
+) -> None:
+    headers = {"Host": host} | ({"Origin": origin} if origin else {})
+    async with (
+        face(host="0.0.0.0", hosts_allowed=["node.lan"]) as api,
+        api.client.get(api.url + "/v1/models", headers=headers) as answer,
+    ):
+        assert answer.status == status
 
 
 @pytest.mark.parametrize(

@@ -169,3 +169,23 @@ def test_nothing_comes_after_a_stop_string() -> None:
     assert finder.push("three") == ""
     assert finder.finish() == ""
     assert finder.stopped
+
+
+def test_special_tokens_without_end_cost_no_more_and_lose_nothing() -> None:
+    for first in ("▁Hello", ""):
+        words = [first, *[""] * 100, "▁world"]
+        vocabulary = SentencePieces(words)
+        detokeniser = Detokeniser(vocabulary.decode)
+        told = "".join(detokeniser.push(token) for token in range(len(words)))
+        assert told + detokeniser.finish() == vocabulary.decode(range(len(words)))
+
+
+def test_a_decoder_that_cannot_be_cut_still_gets_its_text_out() -> None:
+    def decode(tokens: Sequence[int]) -> str:
+        """Shows where it begins, so no two halves join up to the whole."""
+        return "".join(f"{place}\N{REPLACEMENT CHARACTER}" for place, _ in enumerate(tokens))
+
+    detokeniser = Detokeniser(decode)
+    told = [detokeniser.push(0) for _ in range(PENDING_TOKENS_MAX)]
+    assert told[:-1] == [""] * (PENDING_TOKENS_MAX - 1)
+    assert told[-1] == decode([0] * PENDING_TOKENS_MAX)
