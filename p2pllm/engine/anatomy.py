@@ -20,10 +20,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from p2pllm.domain.errors import ModelRefusedError
 from p2pllm.weights.checkpoint import Checkpoint
+
+_CACHE_KINDS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 _TRACE_ROWS = 7
 """Tokens in the trial pass; a size that no other dimension of a shape is taken for."""
@@ -83,7 +86,7 @@ class Anatomy:
         return len(self.layer_parameters)
 
 
-class _KeysSeen(Exception):  # noqa: N818 - it stops a layer and is no error
+class _KeysSeen(Exception):
     """A layer handed its keys and values to the cache."""
 
     def __init__(self, elements: int) -> None:
@@ -91,7 +94,7 @@ class _KeysSeen(Exception):  # noqa: N818 - it stops a layer and is no error
         self.elements = elements
 
 
-class _TraceDone(Exception):  # noqa: N818
+class _TraceDone(Exception):
     """Layer 0 was reached, and all layers were asked."""
 
 
@@ -166,9 +169,9 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
     leave: list[str] = []
     entry_parameters = exit_parameters = 0
     for name, module in _shell_modules(model, layers_path):
-        size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        size = sum(parameter.numel() for _, parameter in _own_parameters(module))
         if name in outputs:
-            is_tied = any(f"{name}.{own}" in tied for own in module._parameters)
+            is_tied = any(f"{name}.{own}" in tied for own, _ in _own_parameters(module))
             entry.append(EntryModule(name, outputs[name], is_tied))
             entry_parameters += size
         else:
@@ -199,16 +202,17 @@ def find_layers(model: nn.Module, architecture: str) -> tuple[str, nn.ModuleList
     """
     config = cast("Any", model).config.get_text_config(decoder=True)
     depth = getattr(config, "num_hidden_layers", None)
-    candidates = [
-        (name, module)
+    candidates: dict[str, nn.ModuleList] = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
+    }
     if not candidates:
         raise ModelRefusedError(
             f"{architecture} cannot be run: it has no list of {depth} layers to cut."
         )
-    return max(candidates, key=lambda candidate: _count(candidate[1]))
+    path = max(candidates, key=lambda name: _count(candidates[name]))
+    return path, candidates[path]
 
 
 def tied_sources(model: nn.Module) -> frozenset[str]:
@@ -236,7 +240,9 @@ def _refuse_by_config(architecture: str, checkpoint: Checkpoint, config: Pretrai
     elif getattr(text_config, "num_kv_shared_layers", 0) or getattr(
         text_config, "kv_sharing_modes", None
     ):
-        reason = "its layers share keys and values across stages"
+        reason = "its layers share keys and values with each other, across stages"
+    elif not all(type(layer) in _CACHE_KINDS for layer in DynamicCache(config=config).layers):
+        reason = "its layers keep other state than keys and values (linear attention)"
     if reason:
         raise ModelRefusedError(f"{architecture} cannot be run: {reason}.")
 
@@ -276,7 +282,7 @@ def _trace(
     hooks = [
         module.register_forward_hook(_recorder(outputs, name))
         for name, module in model.named_modules()
-        if module._parameters
+        if _own_parameters(module)
     ]
     own_forward = cached[0].forward
     cached[0].forward = ask
@@ -323,8 +329,12 @@ def _recorder(outputs: dict[str, tuple[int | None, ...] | None], name: str) -> A
 def _shell_modules(model: nn.Module, layers_path: str) -> Iterator[tuple[str, nn.Module]]:
     """Modules outside the layers that own parameters."""
     for name, module in model.named_modules():
-        if module._parameters and not name.startswith(layers_path + "."):
+        if _own_parameters(module) and not name.startswith(layers_path + "."):
             yield name, module
+
+
+def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(module.named_parameters(recurse=False))
 
 
 def _count(module: nn.Module) -> int:

@@ -13,7 +13,7 @@ keeps no more than the window.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, PretrainedConfig
@@ -60,14 +60,17 @@ class StageCache(DynamicCache):
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config=config)
-        self.layers = [
-            GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers
+        # Models whose layers keep anything else were refused when they were described.
+        self._places = [
+            GrowingLayer() if type(layer) is DynamicLayer else cast("DynamicLayer", layer)
+            for layer in self.layers
         ]
+        self.layers = list[Any](self._places)
         self._kinds = [
-            (type(layer), getattr(layer, "sliding_window", None)) for layer in self.layers
+            (type(layer), getattr(layer, "sliding_window", None)) for layer in self._places
         ]
         self._start = 0
-        self._stop = len(self.layers)
+        self._stop = len(self._places)
 
     def run(self, start: int, stop: int) -> None:
         """Answer for layers `start` to `stop - 1` from now on."""
@@ -75,22 +78,22 @@ class StageCache(DynamicCache):
 
     def length(self, layer: int) -> int:
         """Positions that `layer` has cached."""
-        return self.layers[layer].get_seq_length()
+        return self._places[layer].get_seq_length()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions cached before this pass."""
         running = self._start <= layer_idx < self._stop
-        return self.layers[layer_idx if running else self._start].get_seq_length()
+        return self._places[layer_idx if running else self._start].get_seq_length()
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Length and offset of the keys a layer of this kind will see."""
-        return self.layers[self._stand_in(layer_idx)].get_mask_sizes(query_length)
+        return self._places[self._stand_in(layer_idx)].get_mask_sizes(query_length)
 
     def size_bytes(self) -> int:
         """Memory taken, room to grow included."""
         return sum(
             tensor.untyped_storage().nbytes()
-            for layer in self.layers
+            for layer in self._places
             for tensor in (layer.keys, layer.values)
             if tensor is not None
         )

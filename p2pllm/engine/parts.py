@@ -76,21 +76,20 @@ def load_part(
 
     # The same name and module, since transformers looks up conversions by them.
     pruned = type(base.__name__, (base,), {"__init__": build, "__module__": base.__module__})
-    with _LOADING:
-        with LazyTensors(checkpoint, on_bytes) as tensors:
-            try:
-                # float32 is torch's default type; another would be set for the whole process.
-                model, report = cast("Any", pruned).from_pretrained(
-                    None,
-                    config=anatomy.config,
-                    state_dict=dict(tensors),
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                )
-            except RuntimeError as error:
-                raise ModelRefusedError(
-                    f"{checkpoint.folder} does not fit {base.__name__}: {_reason(error)}."
-                ) from error
+    with _LOADING, LazyTensors(checkpoint, on_bytes) as tensors:
+        try:
+            # float32 is torch's default type; another would be set for the whole process.
+            model, report = cast("Any", pruned).from_pretrained(
+                None,
+                config=anatomy.config,
+                state_dict=dict(tensors),
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except RuntimeError as error:
+            raise ModelRefusedError(
+                f"{checkpoint.folder} does not fit {base.__name__}: {_reason(error)}."
+            ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelRefusedError(
@@ -170,9 +169,12 @@ class LazyTensors(Mapping[str, LazyTensor]):
 
 def hollow(module: nn.Module) -> None:
     """Take everything out of a module but its class and plain attributes."""
-    module._modules.clear()
-    module._parameters.clear()
-    module._buffers.clear()
+    for name, _ in (
+        *list(module.named_children()),
+        *list(module.named_parameters(recurse=False)),
+        *list(module.named_buffers(recurse=False)),
+    ):
+        delattr(module, name)
 
 
 def _take_out(model: PreTrainedModel, anatomy: Anatomy, part: Part) -> None:

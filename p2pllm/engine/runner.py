@@ -40,8 +40,7 @@ from p2pllm.weights.checkpoint import Checkpoint
 OnProgress = Callable[[int, int], None]
 """Told bytes read so far and bytes to read; called on the event loop."""
 
-_SPEED_ROWS = 4_096
-_SPEED_COLUMNS = 4_096
+_SPEED_SIZE = 4_096
 _SPEED_MATRICES = 4
 _SPEED_SECONDS_MAX = 0.5
 
@@ -188,7 +187,7 @@ class Engine:
         known = self._known(model)
         if layers.stop > known.spec.num_layers:
             raise ModelRefusedError(f"{model} has layers 0-{known.spec.num_layers - 1} only.")
-        wanted = [layer for layer in range(layers.start, layers.stop)]
+        wanted = range(layers.start, layers.stop)
         missing = [layer for layer in wanted if layer not in known.stage.held]
         if not missing:
             return
@@ -373,18 +372,19 @@ class Engine:
 
     def _measure_speed(self) -> int:
         with torch.inference_mode():
-            options = {"dtype": self._dtype, "device": self._device}
+            shape = (_SPEED_SIZE, _SPEED_SIZE)
             matrices = [
-                torch.ones((_SPEED_ROWS, _SPEED_COLUMNS), **options) for _ in range(_SPEED_MATRICES)
+                torch.ones(shape, dtype=self._dtype, device=self._device)
+                for _ in range(_SPEED_MATRICES)
             ]
-            row = torch.ones((1, _SPEED_COLUMNS), **options)
+            output = torch.ones((1, _SPEED_SIZE), dtype=self._dtype, device=self._device)
             size = sum(matrix.numel() * matrix.element_size() for matrix in matrices)
             best_s = float("inf")
             started = time.perf_counter()
             while time.perf_counter() - started < _SPEED_SECONDS_MAX:
                 round_started = time.perf_counter()
                 for matrix in matrices:
-                    output = functional.linear(row, matrix)
+                    output = functional.linear(output, matrix).clamp_(max=1)
                 output[0, 0].item()  # waits for the device
                 best_s = min(best_s, time.perf_counter() - round_started)
         return int(size / best_s)

@@ -3,10 +3,10 @@
 A draw is a function of the seed, the index of the generated token and the logits, and of nothing
 else: no generator has a state that a crash could lose. The noise comes from a counter-based
 generator (Philox, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) keyed with
-seed and index, and the token from the Gumbel-max trick (Gumbel 1954; Maddison et al., "A* sampling",
-2014): to each log-probability the noise of its token is added, and the largest wins. Noise belongs
-to a token id and not to a rank, so a replay on a node whose logits differ in the last digits draws
-the same token unless two were all but equal.
+seed and index, and the token from the Gumbel-max trick (Gumbel 1954; Maddison et al., "A*
+sampling", 2014): to each log-probability the noise of its token is added, and the largest wins.
+Noise belongs to a token id and not to a rank, so a replay on a node whose logits differ in the last
+digits draws the same token unless two were all but equal.
 
 Steps, in the order transformers applies them: penalties and bias, temperature, top-k, top-p, min-p.
 """

@@ -32,7 +32,7 @@ from p2pllm.engine.parts import Part, load_part
 from p2pllm.weights.checkpoint import Checkpoint
 
 
-class _PassEnded(Exception):  # noqa: N818 - the ordinary end of a pass without logits
+class _PassEnded(Exception):
     """The last layer of the hop has run."""
 
 
@@ -135,7 +135,7 @@ class Stage:
         self._device = device
         self._pass = _Pass()
         self._model = load_part(anatomy, checkpoint, Part(frozenset(), False, False), dtype=dtype)
-        self._model.to(device=device)
+        _move(self._model, device)
         self._gates: list[_Gate] = []
         for number, layer in enumerate(self._layers(self._model)):
             gate = _Gate(number, self._pass)
@@ -156,7 +156,7 @@ class Stage:
         model = load_part(
             self.anatomy, self._checkpoint, part, dtype=self._dtype, on_bytes=on_bytes
         )
-        return part, model.to(device=self._device)
+        return part, _move(model, self._device)
 
     def install(self, part: Part, model: PreTrainedModel) -> None:
         """Make what `read` has loaded ready to run."""
@@ -303,3 +303,8 @@ class Stage:
 
     def _layers(self, model: nn.Module) -> nn.ModuleList:
         return cast("nn.ModuleList", model.get_submodule(self.anatomy.layers_path))
+
+
+def _move(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    nn.Module.to(model, device)
+    return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 
 from p2pllm.domain.errors import ConfigurationError
@@ -69,7 +71,7 @@ def to_activation(hidden: torch.Tensor) -> Activation:
     flat = hidden.detach().to(device="cpu").contiguous().view(-1)
     # numpy has no bfloat16, so two-byte elements travel as integers.
     raw = flat if flat.dtype is torch.float32 else flat.view(torch.int16)
-    data = memoryview(raw.numpy()).cast("B")
+    data = memoryview(cast("Any", raw.numpy())).cast("B")
     return Activation(_TYPES[hidden.dtype], rows, columns, data)
 
 
@@ -100,5 +102,6 @@ def _computes_bfloat16(device: torch.device) -> bool:
     if device.type == "mps":
         return True
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        probes: Any = torch.cpu
+        return bool(probes._is_avx512_bf16_supported() or probes._is_amx_tile_supported())
     return False

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeGuard, cast
 
 from p2pllm.domain.errors import ModelNotFoundError, ModelRefusedError
 
@@ -270,7 +270,7 @@ def _parse_entry(file: str, entry: object, *, data_start: int) -> TensorInfo | N
     return TensorInfo(file, dtype, tuple(shape), size_bytes, data_start + offsets[0])
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(
         type(item) is int and 0 <= item < 2**63 for item in cast("list[Any]", value)
     )

@@ -101,9 +101,9 @@ class References:
         """
         if reference in self._builtin:
             return self._builtin[reference]
-        folder = Path(reference).expanduser()
-        if await asyncio.to_thread(folder.is_dir):
-            return await asyncio.to_thread(folder.resolve)
+        folder = await asyncio.to_thread(_existing_folder, reference)
+        if folder is not None:
+            return folder
         if _is_path(reference):
             raise ModelNotFoundError(f"There is no folder {reference}; check the path.")
         if not is_model_id(reference):
@@ -218,6 +218,16 @@ def name_of(reference: str) -> ModelId:
 
 def _is_path(reference: str) -> bool:
     return reference.startswith(("/", "./", "../", "~")) or reference in (".", "..")
+
+
+def _existing_folder(reference: str) -> Path | None:
+    if not reference:
+        return None  # pathlib takes it for the current folder
+    try:
+        folder = Path(reference).expanduser()
+        return folder.resolve() if folder.is_dir() else None
+    except (OSError, ValueError, RuntimeError):
+        return None  # too long, with a null character, or of an unknown user
 
 
 def _weights(hub_id: str, files: Mapping[str, object], index: Path | None) -> Sequence[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from p2pllm.core.effects import Draw, StageStep
 from p2pllm.core.events import StepResult
-from p2pllm.domain.errors import ModelRefusedError
 from p2pllm.domain.generation import SamplingParameters
 from p2pllm.domain.ids import ModelId, SessionId
 from p2pllm.domain.layers import LayerRange, LayerWindow
-from p2pllm.domain.messages import Activation, ActivationType
+from p2pllm.domain.messages import Activation
 from p2pllm.domain.models import ModelSpec
 from p2pllm.engine.describe import describe
 from p2pllm.engine.runner import Engine
 from p2pllm.weights.checkpoint import Checkpoint, open_checkpoint
-from tests.engine.tiny_models import FAMILIES, HIDDEN, LAYERS, make_tiny_model
+from tests.engine.tiny_models import FAMILIES, LAYERS, make_tiny_model
 
 MODEL = ModelId("tiny")
 SESSION = SessionId("0" * 32)

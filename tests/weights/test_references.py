@@ -78,8 +78,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[Hub]:
-    yield Hub()
+def hub() -> Hub:
+    return Hub()
 
 
 @pytest.fixture
@@ -105,8 +105,9 @@ async def test_a_missing_folder_is_named(references: References) -> None:
 
 
 async def test_nonsense_is_told_apart_from_a_missing_model(references: References) -> None:
-    with pytest.raises(ModelNotFoundError, match="folder, or owner/name"):
-        await references.resolve("what is this")
+    for reference in ("what is this", "", "a\0b", "x" * 5_000, "a/b/c"):
+        with pytest.raises(ModelNotFoundError, match="folder, or owner/name"):
+            await references.resolve(reference)
 
 
 async def test_a_hub_model_is_fetched_and_opens(
