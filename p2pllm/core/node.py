@@ -235,7 +235,7 @@ class Node:
             case LeaveRequested():
                 self._leaving = True
                 effects = self._swarm.update_own(now=now, leaving=True)
-                effects += self._holdings.leave(now)
+                self._holdings.leave()
                 effects += self._stage.leave(now)
                 return effects + self._generations.leave(now)
 
@@ -252,12 +252,10 @@ class Node:
                 return self._swarm.receive_stream(event.sender, message, now=now)
 
     def _fire(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for machine in (self._swarm, self._holdings):
-            effects += machine.fire(now=now)
-        for machine in (self._stage, self._generations):
-            effects += machine.fire(now)
-        return effects
+        effects = self._swarm.fire(now=now)
+        effects += self._holdings.handle(TimerFired(), now=now)
+        effects += self._stage.fire(now)
+        return effects + self._generations.fire(now)
 
     def _settle(self, now: float) -> list[Effect]:
         """Carry changes from one machine to the others until nothing changes."""
