@@ -36,7 +36,9 @@ def test_every_message_has_a_heading_with_its_tag_and_all_its_fields(message: ty
 
 
 def test_every_tag_lies_in_one_of_the_ranges() -> None:
-    outside = [tag for tag in TAGS.values() if not any(low <= tag <= high for low, high, _ in RANGES)]
+    outside = [
+        tag for tag in TAGS.values() if not any(low <= tag <= high for low, high, _ in RANGES)
+    ]
     assert outside == []
 
 
