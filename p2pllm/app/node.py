@@ -274,17 +274,16 @@ async def _run(
         inviter = None
         if place.authority is not None:
             inviter = Inviter(place.authority, InviteBook(folder))
-        api_address = config.api
         gateway = CoreGateway(driver.post, view, library, lambda model: _added_s(node, model))
         control = CoreControl(
             post=driver.post,
             view=view,
+            models=gateway.models,
             library=library,
             placement=core_config.placement,
             swarm=membership.swarm,
             inviter=inviter,
             addresses=lambda: addresses,
-            api=lambda: api_address,
             clock=loop.time,
         )
 
