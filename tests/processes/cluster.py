@@ -69,6 +69,22 @@ class NodeProcess:
         await self.wait_for(lambda: (self.data_dir / CONTROL_FILE).exists(), "did not start")
         return NodeClient.find(self.data_dir, None)
 
+    async def command(self, *arguments: str) -> Any:
+        """What a command prints as JSON, run as the owner would where this node runs."""
+        assert self.process is not None
+        process = await asyncio.create_subprocess_exec(
+            *(*self._prefix, sys.executable, "-m", "p2pllm"),
+            *(*arguments, "--data-dir", str(self.data_dir), "--json"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(),
+            cwd=ROOT,
+        )
+        output, errors = await process.communicate()
+        assert process.returncode == 0, f"{arguments}: {errors.decode()}\n{self.log.read_text()}"
+        return json.loads(output)
+
     async def wait_for(self, condition: Callable[[], bool], complaint: str) -> None:
         """Until `condition` holds."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
@@ -142,9 +158,7 @@ def alive(status: dict[str, Any]) -> set[str]:
 
 def is_ready(status: dict[str, Any], model: str) -> bool:
     """Whether every layer of a model has a holder."""
-    return any(
-        entry["id"] == model and entry["p2pllm"]["ready"] for entry in status["models"]
-    )
+    return any(entry["id"] == model and entry["p2pllm"]["ready"] for entry in status["models"])
 
 
 async def complete(
