@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from p2pllm.api.metrics import CONTENT_TYPE
-from p2pllm.api.models import missing_json
+from p2pllm.api.models import ranges_json
 from p2pllm.api.service import SERVICE
 
 
@@ -25,7 +25,7 @@ async def readyz(request: web.Request) -> web.Response:
                 {
                     "id": model.spec.id,
                     "ready": not model.missing,
-                    "missing": missing_json(model.missing),
+                    "missing": ranges_json(model.missing),
                 }
                 for model in models
             ],

@@ -11,7 +11,7 @@ from p2pllm.api.service import SERVICE
 from p2pllm.domain.layers import LayerRange
 
 
-def missing_json(missing: tuple[LayerRange, ...]) -> list[list[int]]:
+def ranges_json(missing: tuple[LayerRange, ...]) -> list[list[int]]:
     """Layer ranges as half-open pairs."""
     return [[layers.start, layers.stop] for layers in missing]
 
@@ -30,7 +30,7 @@ def model_json(model: ServedModel) -> dict[str, Any]:
             "vocabulary_size": model.spec.vocabulary_size,
             "fingerprint": model.spec.fingerprint,
             "ready": not model.missing,
-            "missing": missing_json(model.missing),
+            "missing": ranges_json(model.missing),
         },
     }
 

@@ -21,8 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from p2pllm.api.errors import from_validation
-from p2pllm.domain.generation import LOGIT_BIAS_MAX, TOP_LOGPROBS_MAX
-from p2pllm.domain.messages import TOKEN_ID_MAX
+from p2pllm.domain.generation import LOGIT_BIAS_MAX, TOKEN_ID_MAX, TOP_LOGPROBS_MAX
 
 STOPS_MAX = 16
 STOP_LENGTH_MAX = 256

@@ -176,7 +176,7 @@ async def _tell(
             say(f"\nAsking {nodes[-1].name} to go on from: {prompt}\n")
             console.out(prompt, end="", highlight=False)
         result = await _story(client, served, prompt, max_tokens, quiet)
-    names = {node["id"]: node["name"] for node in status["nodes"]}
+    names = {member["id"]: member["name"] for member in status["members"]}
     if not quiet:
         timings = result["timings"]
         path = " > ".join(
@@ -186,7 +186,7 @@ async def _tell(
             f"\n\n{len(result['token_ids'])} tokens at {timings['tokens_per_s']:.1f} tokens/s, "
             f"first after {timings['first_token_s']:.2f} s\npath: {path}"
         )
-    return {"model": served, "prompt": prompt, "nodes": status["nodes"], **result}
+    return {"model": served, "prompt": prompt, "members": status["members"], **result}
 
 
 async def _count_layers(reference: str) -> int | None:
@@ -205,26 +205,28 @@ async def _wait_until_ready(
     client: NodeClient, nodes: list[DemoNode], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Tell who joins and who takes which layers, until every layer has a holder."""
-    known: dict[str, Any] = {}
+    known: dict[str, list[list[int]]] = {}
     async with _limit(READY_TIMEOUT_S, "the swarm did not get ready in time", nodes[0]):
         while True:
             for node in nodes:
                 node.check()
             status = await client.status()
-            for item in status["nodes"]:
-                if item["id"] not in known:
-                    say(f"{item['name']} ({item['id'][:8]}) joined")
-                    known[item["id"]] = {}
-                if item["layers"] != known[item["id"]]:
-                    known[item["id"]] = item["layers"]
-                    for ranges in item["layers"].values():
-                        ready = [[a, b] for a, b, state in ranges if state == "ready"]
-                        if ready:
-                            say(f"{item['name']} holds layers {format_layers(ready)}")
+            for member in status["members"]:
+                if member["id"] not in known:
+                    say(f"{member['name']} ({member['id'][:8]}) joined")
+                    known[member["id"]] = []
+                ready = [
+                    holding["layers"]
+                    for holding in member["holdings"]
+                    if holding["state"] == "ready"
+                ]
+                if ready != known[member["id"]]:
+                    known[member["id"]] = ready
+                    say(f"{member['name']} holds layers {format_layers(ready)}")
             if (
-                sum(item["state"] == "alive" for item in status["nodes"]) == len(nodes)
+                sum(member["state"] == "alive" for member in status["members"]) == len(nodes)
                 and status["models"]
-                and not status["models"][0]["missing"]
+                and status["models"][0]["p2pllm"]["ready"]
             ):
                 return status
             await asyncio.sleep(POLL_INTERVAL_S)

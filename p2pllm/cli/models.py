@@ -10,7 +10,7 @@ from rich.table import Table
 
 from p2pllm.cli.client import NodeClient, run_async
 from p2pllm.cli.options import Api, DataDir, Json, data_dir_or_default
-from p2pllm.cli.output import console, format_bytes, format_layers, print_json
+from p2pllm.cli.output import console, format_layers, print_json
 
 application = typer.Typer(no_args_is_help=True, help="Add, remove and list what the swarm serves.")
 
@@ -46,7 +46,8 @@ def add(
     if as_json:
         print_json(answer)
     else:
-        console.print(f"The swarm serves {answer['id']} ({answer['layers']} layers).", markup=False)
+        layers = answer["p2pllm"]["layers"]
+        console.print(f"The swarm serves {answer['id']} ({layers} layers).", markup=False)
 
 
 @application.command("rm")
@@ -87,14 +88,15 @@ def list_models(data_dir: DataDir = None, api: Api = None, as_json: Json = False
     if as_json:
         print_json({"models": found})
         return
-    table = Table("model", "architecture", "layers", "weights", "state", box=None)
+    table = Table("model", "architecture", "layers", "context", "state", box=None)
     for model in found:
-        missing = model["missing"]
+        details = model["p2pllm"]
+        missing = details["missing"]
         table.add_row(
             model["id"],
-            model["architecture"],
-            str(model["layers"]),
-            format_bytes(model["weight_bytes"]),
+            details["architecture"],
+            str(details["layers"]),
+            str(details["context_length"]),
             "ready" if not missing else f"layers {format_layers(missing)} missing",
         )
     console.print(table)

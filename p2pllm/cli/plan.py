@@ -41,13 +41,13 @@ def plan(
             Text(item["name"]),
             item["id"][:8],
             format_layers(item["layers"]) or "-",
-            format_bytes(item["weight_bytes"]),
+            format_bytes(item["bytes"]),
             format_bytes(item["load_bytes"]),
         )
     console.print(table)
-    if answer["uncovered"]:
+    if answer["missing"]:
         console.print(
-            f"Not enough memory: layers {format_layers(answer['uncovered'])} fit nowhere. "
+            f"Not enough memory: layers {format_layers(answer['missing'])} fit nowhere. "
             "Add a machine, or give nodes more with --memory.",
             style="red",
         )
