@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 NO_TEST = {
     "p2pllm/core/effects.py": "declarations; every core machine's tests compare them",

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pllm.domain.ids import (
@@ -37,6 +37,7 @@ def test_a_model_id_is_bounded() -> None:
     assert not is_model_id("m" * (MODEL_ID_LENGTH_MAX + 1))
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="a./-_~", max_size=12))
 def test_a_model_id_never_leaves_the_folder_it_is_joined_to(text: str) -> None:
     if is_model_id(text):

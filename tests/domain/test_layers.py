@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pllm.domain.layers import LayerRange, LayerWindow, merge_ranges, ranges_of
@@ -40,6 +40,7 @@ def test_a_range_is_shown_with_its_last_layer() -> None:
     assert str(LayerRange(2, 3)) == "2"
 
 
+@settings(deadline=None)
 @given(RANGES, RANGES)
 def test_a_range_covers_another_that_has_no_layer_of_its_own(
     one: LayerRange, other: LayerRange
@@ -67,6 +68,7 @@ def test_a_window_around_the_whole_ring_is_one_range_wherever_it_starts() -> Non
     assert LayerWindow(3, 8, 8).ranges() == (LayerRange(0, 8),)
 
 
+@settings(deadline=None)
 @given(windows())
 def test_the_ranges_of_a_window_hold_its_layers_each_once(window: LayerWindow) -> None:
     ranges = window.ranges()
@@ -75,6 +77,7 @@ def test_the_ranges_of_a_window_hold_its_layers_each_once(window: LayerWindow) -
     assert len(ranges) <= 2
 
 
+@settings(deadline=None)
 @given(st.lists(RANGES, max_size=8))
 def test_merged_ranges_hold_the_same_layers_in_order_with_gaps_between(
     ranges: list[LayerRange],
@@ -84,6 +87,7 @@ def test_merged_ranges_hold_the_same_layers_in_order_with_gaps_between(
     assert all(one.stop < other.start for one, other in pairwise(merged))
 
 
+@settings(deadline=None)
 @given(st.lists(RANGES, max_size=8), st.randoms(use_true_random=False))
 def test_merging_knows_no_order_and_is_done_after_once(
     ranges: list[LayerRange], random: object
@@ -93,6 +97,7 @@ def test_merging_knows_no_order_and_is_done_after_once(
     assert merge_ranges(ranges) == merged == merge_ranges(merged)
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 30)))
 def test_the_ranges_of_some_layers_are_the_fewest(layers: set[int]) -> None:
     ranges = ranges_of(layers)
