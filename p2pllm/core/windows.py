@@ -45,6 +45,9 @@ STEP_GAIN = 0.01
 DONORS_MAX = 24
 """How many nodes a search step considers moving, beyond `search_nodes_max` nodes."""
 
+CHOICES_MAX = 400
+"""Windows of all machines together up to which a sweep of the search tries each."""
+
 PACKING = 0.8
 """Part of the summed room that copies are asked to fill evenly. Asking for more copies than fit
 easily would fix every window, at the expense of throughput."""
@@ -535,11 +538,22 @@ class _Search:
         """One pass over all machines, each to its best window; None where nothing is better."""
         improved = False
         for index in movable:
-            found = self._best_move(windows, index, score, self._choices(index))
+            found = self._best_move(windows, index, score, self._flush(windows, index))
             if found is not None:
                 windows, score = found
                 improved = True
         return (windows, score) if improved else None
+
+    def _flush(self, windows: Windows, index: int) -> Sequence[Window]:
+        """What to try for a machine: all, or of many those flush with others' windows or an end."""
+        choices = self._choices(index)
+        if len(choices) * len(self._machines) <= CHOICES_MAX:
+            return choices
+        edges = {0, self._layers}
+        for other, window in enumerate(windows):
+            if window is not None and other != index:
+                edges.update(window)
+        return [window for window in choices if window[0] in edges or window[1] in edges]
 
     def _best_move(
         self, windows: Windows, index: int, score: _Score, choices: Sequence[Window]
