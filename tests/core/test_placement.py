@@ -261,6 +261,41 @@ def test_ten_percent_of_noise_in_the_speeds_moves_nothing(
     assert what_changes(noisy, plan(noisy)) == ()
 
 
+@pytest.mark.parametrize("count", [5, 9, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_moves_nothing_in_tight_mixed_fleets_either(count: int, seed: int) -> None:
+    random = Random(seed)
+    layers = 48
+    parts = [random.choice([4, 8, 8, 16, 24, 32, 64]) for _ in range(count)]
+    members = [
+        member(
+            record(
+                node_id(number),
+                memory=1_000 * max(1, round(part * 2 * layers / sum(parts))),
+                speed=random.choice([50, 100, 200, 400, 800]) * 10**6,
+            )
+        )
+        for number, part in enumerate(parts)
+    ]
+    view = view_of(*members, models=(model(layers),))
+    view = carried_out(view, plan(view, ALL_MEMORY))
+    for _ in range(3):
+        noisy = replace(
+            view,
+            members=tuple(
+                replace(
+                    item,
+                    record=replace(
+                        item.record,
+                        speed_bytes_s=round(item.record.speed_bytes_s * random.uniform(0.9, 1.1)),
+                    ),
+                )
+                for item in view.members
+            ),
+        )
+        assert what_changes(noisy, plan(noisy, ALL_MEMORY)) == ()
+
+
 @pytest.mark.parametrize("count", [3, 8, 24])
 def test_a_machine_that_comes_and_goes_moves_little(count: int) -> None:
     moved = returned = room = 0
