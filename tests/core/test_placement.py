@@ -261,9 +261,9 @@ def test_ten_percent_of_noise_in_the_speeds_moves_nothing(
     assert what_changes(noisy, plan(noisy)) == ()
 
 
-@pytest.mark.parametrize("count", [5, 9, 40])
+@pytest.mark.parametrize("count", [5, 9, 16])
 @pytest.mark.parametrize("seed", range(3))
-def test_noise_moves_nothing_in_tight_mixed_fleets_either(count: int, seed: int) -> None:
+def test_noise_moves_nothing_in_tight_mixed_fleets_of_up_to_sixteen(count: int, seed: int) -> None:
     random = Random(seed)
     layers = 48
     parts = [random.choice([4, 8, 8, 16, 24, 32, 64]) for _ in range(count)]
