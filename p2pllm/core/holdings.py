@@ -156,7 +156,9 @@ class Holdings:
         self._loading: tuple[ModelId, LayerRange] | None = None
         self._changed_at: float | None = None  # first change that is not planned with yet
         self._settle_at: float | None = None  # when to plan
-        self._poll_at: float | None = None  # when to look again whether a drained layer is free
+        self._poll_at: float | None = (
+            None  # when to try again, or look whether a drained layer is free
+        )
         self._leaving = False
 
     # -- what the node says of itself ------------------------------------------------------------
@@ -247,11 +249,6 @@ class Holdings:
         if self._leaving:
             return None
         times = [time for time in (self._settle_at, self._poll_at) if time is not None]
-        for entry in self._models.values():
-            if entry.served and not entry.resolving and entry.reachable is not True:
-                times.append(entry.resolve_at)
-            if entry.wanted and self._loading is None and entry.failures:
-                times.append(entry.retry_at)
         return min(times, default=None)
 
     def check(self) -> None:
@@ -485,10 +482,14 @@ class Holdings:
         self._poll_at = None
         for model in sorted(self._models):
             entry = self._models[model]
-            due = now >= entry.resolve_at and entry.reachable is not True
-            if entry.served and due and not entry.resolving:
-                entry.resolving = True
-                effects.append(ResolveModel(entry.spec))
+            if entry.served and entry.reachable is not True and not entry.resolving:
+                if now < entry.resolve_at:
+                    self._poll(entry.resolve_at)
+                else:
+                    entry.resolving = True
+                    effects.append(ResolveModel(entry.spec))
+            if entry.wanted and now < entry.retry_at:
+                self._poll(entry.retry_at)
             if entry.served:
                 effects += self._drain(model, entry, now)
             else:

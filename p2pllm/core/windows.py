@@ -23,6 +23,7 @@ Everything is deterministic in the machines' order by node id; there is no rando
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
@@ -43,6 +44,9 @@ STEP_GAIN = 0.01
 
 DONORS_MAX = 24
 """How many nodes a search step considers moving, beyond `search_nodes_max` nodes."""
+
+CHOICES_MAX = 400
+"""Windows of all machines together up to which a sweep of the search tries each."""
 
 PACKING = 0.8
 """Part of the summed room that copies are asked to fill evenly. Asking for more copies than fit
@@ -114,6 +118,10 @@ def choose_windows(
     """A window, or None, for each of `machines`, which come in ascending order of node id."""
     windows = _Search(machines, ring, config).run()
     for _ in range(ROUNDS_MAX):
+        if all(
+            machine.current == window for machine, window in zip(machines, windows, strict=True)
+        ):
+            break
         settled = [
             replace(machine, current=window)
             for machine, window in zip(machines, windows, strict=True)
@@ -167,6 +175,8 @@ class _Search:
             self._close_gaps(windows)
         windows = self._climb(windows, joiners)
         score = self._score(windows)
+        if not score.lacking and score.rate * (1 + self._config.gain_min) >= self._bound():
+            return self._trim_or_keep(windows)
         best, best_score = windows, score
         for start in (windows, self._fresh()):
             found = self._climb(list(start), self._partial)
@@ -191,8 +201,7 @@ class _Search:
             return (start, stop) if stop > self._layers else self._grown(index, start)
         if table[start] >= stop:
             return self._grown(index, start)
-        # It does not fit any more: keep the side that others hold less is not known here; the
-        # search that follows may slide it.
+        # It does not fit any more. Which side others need less is for the search to find out.
         return self._grown(index, start) if table[start] > start else None
 
     def _grown(self, index: int, start: int) -> Window:
@@ -292,6 +301,28 @@ class _Search:
         if best is None:
             return self._grown(index, max(range(layers), key=lambda s: self._reach[index][s] - s))
         return best
+
+    def _bound(self) -> float:
+        """No windows give more than the highest T with `sum(min(rate, room * T)) >= total * T`."""
+        compute = self._ring.compute
+        rooms = [
+            (
+                self._rates[index],
+                self._total
+                if self._whole[index]
+                else max(compute[stop] - compute[start] for start, stop in self._choices(index)),
+            )
+            for index in range(len(self._machines))
+            if self._able[index]
+        ]
+        low, high = 0.0, sum(rate for rate, _ in rooms) / self._total
+        for _ in range(20):
+            middle = (low + high) / 2
+            if sum(min(rate, room * middle) for rate, room in rooms) >= self._total * middle:
+                low = middle
+            else:
+                high = middle
+        return high
 
     # -- coverage ----------------------------------------------------------------------------
 
@@ -473,13 +504,17 @@ class _Search:
         return log(rate) - self._penalty(windows) if rate > 0.0 else float("-inf")
 
     def _penalty(self, windows: Windows) -> float:
-        moved = sum(
+        return self._config.move_cost * self._moved_sum(windows) + self._hop_penalty(windows)
+
+    def _moved_sum(self, windows: Windows) -> float:
+        return sum(
             self._moved(index, window)
             for index in self._partial
             if (window := windows[index]) is not None
         )
-        hops = hops_min(windows, self._layers) if self._small else 0
-        return self._config.move_cost * moved + self._config.hop_cost * hops
+
+    def _hop_penalty(self, windows: Windows) -> float:
+        return self._config.hop_cost * hops_min(windows, self._layers) if self._small else 0.0
 
     def _climb(self, windows: Windows, movable: Sequence[int]) -> Windows:
         """Step 5: move one of `movable` at a time while that is better."""
@@ -503,11 +538,22 @@ class _Search:
         """One pass over all machines, each to its best window; None where nothing is better."""
         improved = False
         for index in movable:
-            found = self._best_move(windows, index, score, self._choices(index))
+            found = self._best_move(windows, index, score, self._flush(windows, index))
             if found is not None:
                 windows, score = found
                 improved = True
         return (windows, score) if improved else None
+
+    def _flush(self, windows: Windows, index: int) -> Sequence[Window]:
+        """What to try for a machine: all, or of many those flush with others' windows or an end."""
+        choices = self._choices(index)
+        if len(choices) * len(self._machines) <= CHOICES_MAX:
+            return choices
+        edges = {0, self._layers}
+        for other, window in enumerate(windows):
+            if window is not None and other != index:
+                edges.update(window)
+        return [window for window in choices if window[0] in edges or window[1] in edges]
 
     def _best_move(
         self, windows: Windows, index: int, score: _Score, choices: Sequence[Window]
@@ -521,6 +567,8 @@ class _Search:
             empty.append(empty[-1] + (count == 0))
             lacking.append(lacking[-1] + (count < self._replicas))
         lacking_sum = sum(max(0, self._replicas - count) for count in copies)
+        rest_spans = spans_of(rest, self._ring.compute, self._layers)
+        rest_penalty = self._config.move_cost * self._moved_sum(rest)
         best: tuple[Windows, _Score] | None = None
         for window in choices:
             if window == old:
@@ -530,18 +578,20 @@ class _Search:
             now_lacking = lacking_sum - (lacking[stop] - lacking[start])
             if (now_empty, now_lacking) > (score.uncovered, score.lacking):
                 continue
+            penalty = rest_penalty + self._config.move_cost * self._moved(index, window)
+            compute = self._ring.compute
+            spans = list(rest_spans)
+            insort(spans, (compute[start], compute[stop], compute[stop], index))
+            same = (now_empty, now_lacking) == (score.uncovered, score.lacking)
+            if same and not now_empty:
+                # Most candidates fall here, for the price of one sweep; hops come on top.
+                needed = exp(score.value + log(1 + STEP_GAIN) + penalty)
+                if shortfall(spans, self._rates, self._total, needed) is not None:
+                    continue
             trial = list(windows)
             trial[index] = window
-            penalty = self._penalty(trial)
-            rate = 0.0
-            if not now_empty:
-                spans = spans_of(trial, self._ring.compute, self._layers)
-                same = (now_empty, now_lacking) == (score.uncovered, score.lacking)
-                if same:
-                    needed = exp(score.value + log(1 + STEP_GAIN) + penalty)
-                    if shortfall(spans, self._rates, self._total, needed) is not None:
-                        continue
-                rate = throughput(spans, self._rates, self._total)
+            penalty += self._hop_penalty(trial)
+            rate = 0.0 if now_empty else throughput(spans, self._rates, self._total)
             value = log(rate) - penalty if rate > 0.0 else -penalty - 1e6
             found = _Score(now_empty, now_lacking, value, rate)
             if found.better_than(score, STEP_GAIN * 0.5):
