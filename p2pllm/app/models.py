@@ -85,20 +85,19 @@ class ModelLibrary:
         Raises:
             ModelNotFoundError: they cannot be reached from here; the message says why.
         """
+        known = self._found.get(spec.fingerprint)
+        if known is not None:
+            return known
         reasons: list[str] = []
-        for reference in (None, spec.reference, *self._own_references):
-            known = self._found.get(spec.fingerprint)
-            if known is not None:
-                return known
-            if reference is None:
-                continue
+        for reference in (spec.reference, *self._own_references):
             try:
                 found = await self.describe(reference, spec.id)
             except P2PLLMError as error:
                 reasons.append(str(error))
                 continue
-            if found.spec.fingerprint != spec.fingerprint:
-                reasons.append(f"the files at {reference} are of another model or version")
+            if found.spec.fingerprint == spec.fingerprint:
+                return found
+            reasons.append(f"the files at {reference} are of another model or version")
         raise ModelNotFoundError(
             f"the files of {spec.id} cannot be reached from this node ({'; '.join(reasons)}); "
             "put them here and start the node with --model FOLDER"

@@ -54,7 +54,7 @@ from p2pllm.core.events import (
 )
 from p2pllm.core.node import CoreConfig, Node
 from p2pllm.domain.errors import AuthenticationError, ConfigurationError, P2PLLMError
-from p2pllm.domain.gossip import Signed
+from p2pllm.domain.gossip import Bodies, Signed
 from p2pllm.domain.ids import NodeId, SwarmId
 from p2pllm.domain.messages import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Hello
 from p2pllm.domain.records import (
@@ -80,7 +80,8 @@ from p2pllm.security.membership import Membership, load_membership
 from p2pllm.security.signatures import RecordSigner, RecordVerifier, owner_of
 from p2pllm.security.storage import write_private
 from p2pllm.security.tls import client_context, identify, server_context
-from p2pllm.wire.codec import decode, encode
+from p2pllm.wire.codec import encode
+from p2pllm.wire.datagrams import decode_datagram, encode_datagram
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("p2pllm")
 
@@ -419,11 +420,11 @@ def _proven_facts(texts: Iterable[str], verifier: RecordVerifier) -> list[Signed
     facts: list[Signed[ModelFact]] = []
     for text in texts:
         try:
-            signed = decode(base64.b64decode(text, validate=True), Signed[ModelFact])
+            message = decode_datagram(base64.b64decode(text, validate=True))
         except (P2PLLMError, binascii.Error, ValueError):
             continue
-        if verifier.verify(signed):
-            facts.append(signed)
+        if isinstance(message, Bodies):
+            facts += [fact for fact in message.facts if verifier.verify(fact)]
     return facts
 
 
@@ -440,7 +441,10 @@ def _state_of(node: Node, state: NodeState) -> NodeState:
         incarnation=node.swarm.incarnation,
         # Alone just now: those of before are the best guess for the next start.
         peers=peers[:PEERS_MAX] or state.peers,
-        facts=[base64.b64encode(encode(fact)).decode() for fact in node.swarm.facts],
+        facts=[
+            base64.b64encode(encode_datagram(Bodies(facts=(fact,)))).decode()
+            for fact in node.swarm.facts
+        ],
     )
 
 

@@ -27,7 +27,7 @@ class NodeState(BaseModel):
     Attributes:
         incarnation: the highest this node has used; the next run starts above it.
         peers: where others listened when last heard of, as (host, port).
-        facts: which models the swarm serves, as signed facts in base64.
+        facts: which models the swarm serves: `Bodies` messages with a signed fact, in base64.
     """
 
     incarnation: int = Field(default=0, ge=0, le=INCARNATION_MAX - 1)

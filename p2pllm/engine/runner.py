@@ -291,6 +291,8 @@ class Engine:
             for step in steps:
                 try:
                     results.append(self._run_step(step))
+                except _StepRefusedError as error:
+                    results.append(StepResult(step.session, step.attempt, error=str(error)))
                 except Exception as error:
                     # A pass that broke off has advanced some layers' caches and not others'.
                     self._caches.pop((step.session, step.attempt), None)
@@ -309,13 +311,14 @@ class Engine:
             received = from_activation(step.activation, dtype=self._dtype, device=self._device)
         key = (step.session, step.attempt)
         cached = self._caches.get(key)
+        length = cached.cache.length(layers.start) if cached is not None else 0
+        if length != step.position:
+            raise _StepRefusedError(
+                f"layers {layers} have cached {length} positions of this session, but the step "
+                f"starts at {step.position}"
+            )
         if cached is None:
             cached = self._caches[key] = _Cached(step.model, stage.new_cache())
-        if cached.cache.length(layers.start) != step.position:
-            raise _StepRefusedError(
-                f"layers {layers} have cached {cached.cache.length(layers.start)} positions of "
-                f"this session, but the step starts at {step.position}"
-            )
         tokens = torch.tensor(step.tokens, dtype=torch.long, device=self._device)
         arguments = (layers, step.position, tokens, received, cached.cache)
         if not step.is_last:
@@ -414,7 +417,5 @@ class _ReadBytes:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, _StepRefusedError):
-        return str(error)
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]

@@ -53,7 +53,9 @@ class Driver(Generic[Event, Effect]):
         self._waiting: deque[Event] = deque()
         self._running = False
         self._closed = False
-        self._timer: asyncio.TimerHandle | None = None
+        # uvloop gives a plain handle where the time has come already, so its time is kept here.
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
 
     @property
     def now(self) -> float:
@@ -89,11 +91,12 @@ class Driver(Generic[Event, Effect]):
     def _arm(self) -> None:
         deadline = self._machine.deadline()
         if self._timer is not None:
-            if deadline is not None and self._timer.when() == deadline:
+            if deadline is not None and self._timer_at == deadline:
                 return
             self._timer.cancel()
             self._timer = None
         if deadline is not None and not self._closed:
+            self._timer_at = deadline
             self._timer = self._loop.call_at(deadline, self._fire)
 
     def _fire(self) -> None:

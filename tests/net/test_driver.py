@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import uvloop
+
 from p2pllm.net.driver import Driver
 
 
@@ -56,6 +58,22 @@ async def test_the_timer_fires_at_the_deadline_and_is_moved_when_it_moves() -> N
     driver.post("early")
     await asyncio.wait_for(fired.wait(), 5)
     assert machine.handled == ["late", "early", "timer"]
+
+
+def test_a_deadline_that_has_passed_fires_at_once_on_uvloop_too() -> None:
+    async def run() -> list[str]:
+        machine = Recorder()
+        fired = asyncio.Event()
+        driver = Driver(machine, lambda effect: fired.set() if effect == "timer" else None, "timer")
+        machine.wake_at = driver.now - 1
+        driver.post("late")
+        machine.wake_at = driver.now - 1
+        driver.post("again")
+        await asyncio.wait_for(fired.wait(), 5)
+        return machine.handled
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(run()) == ["late", "again", "timer"]
 
 
 async def test_nothing_is_handled_after_close() -> None:
