@@ -197,9 +197,15 @@ class Listener:
         """
         strangers = sum(connection.is_stranger for connection in self._connections)
         if self.enrolment is None:
-            raise AuthenticationError("a certificate of the swarm is needed here")
+            raise AuthenticationError(
+                "this member cannot let anybody in; use the address of the node that made the "
+                "invite",
+                code="cannot_admit",
+            )
         if strangers >= self.limits.enrolments_max or self._enrolment_tokens < 1:
-            raise AuthenticationError("too many join at once; try again in some seconds")
+            raise AuthenticationError(
+                "too many join at once; try again in some seconds", code="busy"
+            )
         self._enrolment_tokens -= 1
         return self.enrolment()
 
@@ -238,7 +244,7 @@ class IncomingConnection(FrameConnection):
         try:
             self._exchange = self._listener.admit_stranger()
         except AuthenticationError as error:
-            self.write(EnrolRefusal("not_admitted", str(error)))
+            self.write(EnrolRefusal(error.code, str(error)))
             raise
         finally:
             self.is_stranger = True

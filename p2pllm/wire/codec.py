@@ -94,7 +94,7 @@ class _Kind(NamedTuple):
 
 
 def encode(message: Any) -> bytes:
-    """The bytes of a message whose class has a tag.
+    """The bytes of a message whose class has a tag, or of a signed record.
 
     Raises:
         LocalProtocolError: a field is of the wrong type or out of its bounds.
@@ -107,7 +107,7 @@ def encode(message: Any) -> bytes:
 
 
 def decode(data: bytes | bytearray | memoryview, expected: Any) -> Any:
-    """The message in `data`, of one of the classes in the union `expected`.
+    """The message in `data`, of one of the classes in the union `expected`, or a `Signed[T]`.
 
     Raises:
         RemoteProtocolError: whatever is wrong with `data`.
@@ -118,7 +118,10 @@ def decode(data: bytes | bytearray | memoryview, expected: Any) -> Any:
 @functools.cache
 def decoder(expected: Any) -> Callable[[bytes | bytearray | memoryview], Any]:
     """`decode` for one union, compiled; for callers that decode many."""
-    kind = _union(_members(expected), "message")
+    if typing.get_origin(expected) is Signed:
+        kind = _signed(typing.get_args(expected)[0], "record")
+    else:
+        kind = _union(_members(expected), "message")
     limits, decode_value = kind.limits, kind.decode
 
     def decode_data(data: bytes | bytearray | memoryview) -> Any:
@@ -150,13 +153,14 @@ _TAGGED: dict[type, _Kind] = {}
 
 
 def _tagged(cls: type) -> _Kind:
-    """The `[tag, fields]` form of a message class."""
-    kind = _TAGGED.get(cls)
-    if kind is None:
-        tag = TAGS.get(cls)
-        if tag is None:
-            raise LocalProtocolError(f"{cls.__name__} has no tag")
-        kind = _TAGGED[cls] = _union((cls,), cls.__name__)
+    """The `[tag, fields]` form of a message class; a signed record stands without a tag."""
+    if cls is Signed:
+        kind = _signed(_join(tuple(TAGS)), "record")
+    elif cls in TAGS:
+        kind = _union((cls,), cls.__name__)
+    else:
+        raise LocalProtocolError(f"{cls.__name__} has no tag")
+    _TAGGED[cls] = kind
     return kind
 
 

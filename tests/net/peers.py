@@ -50,6 +50,13 @@ class Peer(PeerStreams):
     def addresses(self) -> tuple[Address, ...]:
         return (Address(HOST, self.port),)
 
+    async def refused_one(self) -> None:
+        """Wait until just one connection was refused."""
+        async with asyncio.timeout(3):
+            while not self.refused_total:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert self.refused_total == 1
+
     def tell(self, other: Peer, message: Any) -> None:
         self.send(other.node, other.addresses, message)
 

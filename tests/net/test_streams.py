@@ -58,14 +58,6 @@ async def connected(peer: Peer) -> None:
         await asyncio.sleep(0.01)
 
 
-async def refused(peer: Peer) -> None:
-    """Wait until it has refused just one connection."""
-    async with asyncio.timeout(3):
-        while not peer.refused_total:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    assert peer.refused_total == 1
-
-
 def incoming(peer: Peer, node: NodeId) -> Any:
     return peer._listener._peers[node]
 
@@ -197,7 +189,7 @@ async def test_versions_are_negotiated_and_a_mismatch_is_told_to_both(
             _, detail = await within(a.unreachable.get())
             assert "no common protocol version" in detail
             assert "update the older one" in detail
-            await refused(b)
+            await b.refused_one()
 
 
 @pytest.mark.parametrize("lie", ["node", "swarm"])
@@ -396,7 +388,7 @@ async def test_garbage_is_closed_and_counted(swarm: Swarm, garbage: bytes) -> No
         writer.write(garbage)
         await _closed(reader)
         await _hang_up(writer)
-        await refused(a)
+        await a.refused_one()
         b.tell(a, StreamProbe(1))
         await within(a.messages.get())
 
@@ -445,7 +437,7 @@ async def test_the_number_of_incoming_connections_is_bounded(swarm: Swarm) -> No
         await _closed(reader)
         for one in (*kept, writer):
             await _hang_up(one)
-        await refused(a)
+        await a.refused_one()
 
 
 @pytest.mark.parametrize(
@@ -466,7 +458,7 @@ async def test_before_the_greeting_only_a_greeting_may_come(swarm: Swarm, frame:
         await _closed(reader)
         await _hang_up(writer)
         assert a.messages.empty()
-        await refused(a)
+        await a.refused_one()
 
 
 @pytest.mark.parametrize(

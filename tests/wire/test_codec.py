@@ -382,3 +382,11 @@ def test_a_field_the_codec_cannot_carry_is_found_when_the_class_is_compiled(
     monkeypatch.setitem(tags.TAGS, Odd, 2_000)
     with pytest.raises(TypeError, match="cannot be put on the wire"):
         codec._fields(Odd)
+
+
+def test_a_signed_record_comes_back_by_itself() -> None:
+    load = LoadRecord(NODE, 1, 2, 3, 4, 5, 6.0)
+    signed = Signed(load, encode(load), b"s", b"c")
+    assert decode(encode(signed), Signed[LoadRecord]) == signed
+    with pytest.raises(RemoteProtocolError, match="tag 49 does not belong here"):
+        decode(encode(signed), Signed[NodeRecord])
