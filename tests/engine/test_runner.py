@@ -220,9 +220,7 @@ async def test_loading_what_is_held_reads_nothing(tiny: Tiny) -> None:
     assert told == []
 
 
-async def test_steps_run_while_layers_are_read(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_steps_run_while_layers_are_read(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     async with model.engine(WHOLE) as engine:
         await engine.drop_layers(MODEL, LAST)
