@@ -102,12 +102,12 @@ def load_part(
 
 
 def needed_elements(anatomy: Anatomy, part: Part) -> int:
-    """How many weights a part has."""
+    """How many weights a part has; a matrix that entry and exit share counts once."""
     elements = sum(anatomy.layer_parameters[layer] for layer in part.layers)
     if part.entry:
         elements += anatomy.entry_parameters
     if part.exit:
-        elements += anatomy.exit_parameters + (0 if part.entry else tied_elements(anatomy))
+        elements += anatomy.exit_parameters - (tied_elements(anatomy) if part.entry else 0)
     return elements
 
 

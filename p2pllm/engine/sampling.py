@@ -19,6 +19,9 @@ import numpy.typing as npt
 from p2pllm.core.effects import Draw
 from p2pllm.domain.generation import SampledToken, SamplingParameters, TokenLogprob
 
+GREEDY_BELOW_TEMPERATURE = 1e-5
+"""Dividing by less overflows; what it would draw is the likeliest token anyway."""
+
 _Floats = npt.NDArray[np.float64]
 
 
@@ -38,7 +41,7 @@ def sample(logits: npt.NDArray[np.float32], draw: Draw) -> SampledToken:
         raise ValueError("the model returned logits that are not numbers")
     _penalise(scores, draw)
     _add_bias(scores, sampling)
-    if sampling.temperature <= 0:
+    if sampling.temperature < GREEDY_BELOW_TEMPERATURE:
         token = int(np.argmax(scores))
     else:
         token = _draw(_truncate(scores / sampling.temperature, sampling), sampling.seed, draw.index)

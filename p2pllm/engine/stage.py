@@ -105,14 +105,14 @@ class _StandIn(nn.Module):
         super().__init__()
         self.current = current
         self.shape = shape
-        self.dtype = dtype
-        self.device = device
+        # Some families ask the embedding's weight where it is and of which type.
+        self.weight = torch.empty(0, dtype=dtype, device=device)
 
     def forward(self, *_args: Any, **_kwargs: Any) -> torch.Tensor:
         """Zeros."""
         rows = self.current.rows
         shape = [rows if size is None else size for size in self.shape]
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device)
 
 
 class Stage:

@@ -128,6 +128,18 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     assert "it is an encoder-decoder" in refusal_of(tmp_path)
 
 
+def test_a_multimodal_model_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path)
+    change_config(folder, model_type="gemma3", architectures=["Gemma3ForConditionalGeneration"])
+    assert "it is a multimodal model" in refusal_of(folder)
+
+
+def test_layers_that_share_keys_are_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path)
+    change_config(folder, num_kv_shared_layers=2)
+    assert "share keys and values with each other" in refusal_of(folder)
+
+
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     folder = make_tiny_model("llama", tmp_path)
     change_config(folder, quantization_config={"quant_method": "mxfp4"})

@@ -89,18 +89,23 @@ def test_the_bytes_read_are_those_that_the_part_needs(family: str, tiny: Tiny) -
     ):
         counts: list[int] = []
         load_part(anatomy, model.checkpoint, part, dtype=torch.float32, on_bytes=counts.append)
-        needed = needed_elements(anatomy, part)
-        # Buffers, and heads saved beside the matrix they share, may come on top.
-        assert needed * 4 <= sum(counts) + 4 * 128 * 32
-        assert sum(counts) <= model.checkpoint.size_bytes
+        # The few buffers that a checkpoint holds are read too.
+        buffers = sum(count for count in counts if count <= 8 * 4) if family[:4] == "deep" else 0
+        assert sum(counts) - buffers == needed_elements(anatomy, part) * 4
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system shows no mappings")
 def test_weights_are_mapped_from_the_file_and_not_copied(tiny: Tiny) -> None:
     model = tiny("llama")
-    one = load(model, Part(frozenset({0}), entry=True, exit=False))
-    layers = one.model.layers
-    assert layers[0].self_attn.q_proj.weight.untyped_storage().nbytes() > 0
-    assert len(list(layers[1].parameters())) == 0
+    loaded = load(model, Part(frozenset({0}), entry=True, exit=False))
+    address = loaded.model.layers[0].self_attn.q_proj.weight.data_ptr()
+    mappings = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    files = [
+        fields[-1]
+        for fields in mappings
+        if int(fields[0].split("-")[0], 16) <= address < int(fields[0].split("-")[1], 16)
+    ]
+    assert files == [str(model.folder / "model.safetensors")]
 
 
 def test_the_type_of_the_process_is_left_alone(tiny: Tiny) -> None:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from p2pllm.domain.layers import LayerRange, LayerWindow
-from tests.engine.tiny_models import FAMILIES, LAYERS
+from tests.engine.tiny_models import FAMILIES, LAYERS, MORE_FAMILIES
 from tests.engine.walking import MODEL, PROMPT, SESSION_KEY, WHOLE, TinyModel, generate, run_path
 
 MUST = ("llama", "llama-tied", "qwen3", "gemma", "gpt2", "mixtral")
@@ -16,7 +16,7 @@ SLIDING = ("mistral", "gemma2", "gemma3", "gpt-oss")
 OTHERS = tuple(family for family in FAMILIES if family not in MUST)
 
 
-@pytest.mark.parametrize("family", [*MUST, *OTHERS])
+@pytest.mark.parametrize("family", [*MUST, *OTHERS, *MORE_FAMILIES])
 async def test_a_model_cut_in_three_generates_what_one_process_does(
     family: str, tiny: Callable[[str], TinyModel]
 ) -> None:

@@ -138,6 +138,89 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_OLD_NAMES = {
+    "vocab_size": VOCABULARY,
+    "n_embd": HIDDEN,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+MORE_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "biogpt": ("BioGptConfig", _USUAL),
+    "codegen": ("CodeGenConfig", {**_OLD_NAMES, "rotary_dim": 4}),
+    "cohere": ("CohereConfig", _USUAL),
+    "cohere2": ("Cohere2Config", {**_USUAL, "sliding_window": 8}),
+    "deepseek-v2": (
+        "DeepseekV2Config",
+        {**FAMILIES["deepseek-v3"][1], "topk_method": "greedy"},
+    ),
+    "ernie": ("Ernie4_5Config", _USUAL),
+    "exaone4": ("Exaone4Config", {**_USUAL, "sliding_window": 8}),
+    "glm": ("GlmConfig", {**_USUAL, "head_dim": 8}),
+    "glm4": ("Glm4Config", {**_USUAL, "head_dim": 8}),
+    "gpt-bigcode": ("GPTBigCodeConfig", _OLD_NAMES),
+    "gpt-j": ("GPTJConfig", {**_OLD_NAMES, "rotary_dim": 4}),
+    "gpt-neo": (
+        "GPTNeoConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": HIDDEN,
+            "num_layers": LAYERS,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], LAYERS // 2]],
+            "window_size": 8,
+            "max_position_embeddings": CONTEXT,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+    "granite-moe": ("GraniteMoeConfig", {**_USUAL, "num_local_experts": 4}),
+    "hunyuan": ("HunYuanDenseV1Config", {**_USUAL, "head_dim": 8}),
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            **_USUAL,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "attention_chunk_size": 8,
+            "intermediate_size_mlp": 32,
+        },
+    ),
+    "mpt": (
+        "MptConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": HIDDEN,
+            "n_layers": LAYERS,
+            "n_heads": 4,
+            "max_seq_len": CONTEXT,
+        },
+    ),
+    "nemotron": ("NemotronConfig", _USUAL),
+    "olmo": ("OlmoConfig", _USUAL),
+    "olmo3": ("Olmo3Config", {**_USUAL, "sliding_window": 8}),
+    "persimmon": ("PersimmonConfig", _USUAL),
+    "phi": ("PhiConfig", _USUAL),
+    "phimoe": ("PhimoeConfig", {**_USUAL, "num_local_experts": 4}),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {
+            **_USUAL,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
+    "seed-oss": ("SeedOssConfig", {**_USUAL, "head_dim": 8}),
+    "smollm3": ("SmolLM3Config", _USUAL),
+    "stablelm": ("StableLmConfig", _USUAL),
+}
+"""Proven to run, by one test each."""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role not in ('system', 'user', 'assistant') %}"
@@ -155,7 +238,7 @@ def make_tiny_model(
     Weights are spread wide enough that greedy decoding does not repeat one token. `changes` go
     into the configuration; `shard_bytes` splits the weights into files of about that size.
     """
-    name, settings = FAMILIES[family]
+    name, settings = {**FAMILIES, **MORE_FAMILIES}[family]
     config = getattr(transformers, name)(**{**settings, **changes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
