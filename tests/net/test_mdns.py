@@ -38,7 +38,7 @@ async def test_nodes_of_one_swarm_find_each_other_on_loopback() -> None:
     ):
         assert await a.heard.get() == (Address(HOST, 7002), "b" * 32)
         assert await b.heard.get() == (Address(HOST, 7001), "a" * 32)
-        while len(found := [one for one in c.found() if one.swarm == SWARM[:16]]) < 2:
+        while len(found := [one for one in c.found() if one.swarm == SWARM[:16]]) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert sorted(one.node for one in found) == ["a" * 32, "b" * 32]
         assert {one.version for one in found} == {PROTOCOL_VERSION}
