@@ -12,7 +12,7 @@ hero, helper       the two names
 kind, friend       the two kinds ("fox", "owl")
 a_kind, a_friend   the same with a trait and an article
 he him his         the hero's pronouns; ``He`` ``His`` capitalised
-she her hers_      the helper's: subject, object, possessive
+her                the helper's pronoun, as an object
 thing, colour      an object and its colour
 home, spot1..3     where the hero lives; three different places
 food, when         something to eat; an opening such as "One day"
@@ -178,12 +178,12 @@ FEAR: Final = Plot(
         "being brave",
     ),
     details=(
-        {"fear": "the dark", "sign": "the sun went down", "truth": "The dark is only the night resting"},
-        {"fear": "thunder", "sign": "the sky rumbled", "truth": "Thunder is only the clouds singing"},
+        {"fear": "the dark", "when": "One evening", "sign": "the sun went down", "truth": "The dark is only the night resting"},
+        {"fear": "thunder", "when": "One rainy day", "sign": "the sky rumbled", "truth": "Thunder is only the clouds singing"},
         {"fear": "the wind", "sign": "the trees began to shake", "truth": "The wind only wants to play"},
         {"fear": "deep water", "sign": "{he} came to the pond", "truth": "Water holds you if you trust it"},
         {"fear": "the big cave", "sign": "{he} passed the cave", "truth": "The cave is only a quiet room"},
-        {"fear": "shadows", "sign": "the moon came up", "truth": "A shadow is only light taking a nap"},
+        {"fear": "shadows", "when": "One quiet night", "sign": "the moon came up", "truth": "A shadow is only light taking a nap"},
     ),
     scenes=(
         ("But {hero} was afraid of {fear}.", "{He} was not afraid of much, but {he} was afraid of {fear}."),
@@ -285,7 +285,7 @@ RESCUE: Final = Plot(
         ("{He} ran home and came back with {tool}.", "{He} found {tool} {spot1}."),
         (
             "With {tool}, {he} set {helper} free.",
-            "{He} used {tool}, and at last {helper} was free.",
+            "This time it worked, and at last {helper} was free.",
         ),
         ('"Thank you, {hero}!" said {helper}. "You saved me."', '"You are so kind," said {helper}.'),
         ("They went home together and drank warm tea.", "They shared {a_food} and laughed.", ""),
