@@ -92,6 +92,9 @@ ABOUT_ANY: Final = (
     "a {kind} and a {friend} who become friends",
 )
 
+# Asked for with a subject that no story has: what else is named is honoured all the same.
+ABOUT_BEYOND: Final = ("{{subject}}", "a {kind} and {{subject}}", "{hero} and {{subject}}")
+
 SMALL_TALK: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
     (
         ("Hello", "Hi", "Hi there", "Hello!", "Good morning!", "Hey", "Good evening", "Hello there!"),
@@ -193,8 +196,10 @@ def request_for(story: Story, source: random.Random) -> str:
     """Return a request that ``story`` honours in every part named."""
     if source.random() < 0.08:
         return unpolished(source.choice(ASKING_FOR_ANY), source)
-    choices = ABOUT_ANY if source.random() < 0.6 else story.plot.requests
+    chance = source.random()
+    choices = ABOUT_BEYOND if chance < 0.05 else ABOUT_ANY if chance < 0.6 else story.plot.requests
     about = fill(source.choice(choices), story)
+    about = about.replace("{subject}", source.choice(_SUBJECTS))
     # Where a sentence is filled into another one, its slots are gone: plain replacement.
     return unpolished(source.choice(ASKING_FOR).replace("{about}", about), source)
 
@@ -229,7 +234,7 @@ def small_talk(source: random.Random) -> tuple[str, str]:
 
 
 def conversation(source: random.Random) -> list[Message]:
-    """Draw a conversation of one or two exchanges; an empty role marks plain text.
+    """Draw a conversation of one or a few exchanges; an empty role marks plain text.
 
     Plain text comes as a single message with the role "": a story with no chat around it, as a
     completion of "Once upon a time" should be.
@@ -242,18 +247,26 @@ def conversation(source: random.Random) -> list[Message]:
     if sort.startswith("talk"):
         exchanges.append(small_talk(source))
     if sort == "talk and story" or sort.startswith("story"):
-        exchanges.append((request_for(story, source), tell(story, source)))
-    if sort == "story and more":
+        if exchanges and source.random() < 0.4:
+            # "Shall I tell you one?" was asked.
+            request = unpolished(source.choice(ASKING_FOR_ANY), source)
+        else:
+            request = request_for(story, source)
+        exchanges.append((request, tell(story, source)))
+    while sort == "story and more":
         chance = source.random()
         if chance < 0.5:
             exchanges.append(question_about(story, source))
         elif chance < 0.65:
             exchanges.append(small_talk(source))
         elif chance < 0.8:
-            exchanges.append((source.choice(ASKING_AGAIN), tell(draw_story(source), source)))
+            story = draw_story(source)
+            exchanges.append((source.choice(ASKING_AGAIN), tell(story, source)))
         else:
             story = draw_story(source)
             exchanges.append((request_for(story, source), tell(story, source)))
+        if source.random() < 0.7:
+            break
     messages: list[Message] = []
     if source.random() < 0.12:
         messages.append({"role": "system", "content": source.choice(SYSTEM_MESSAGES)})

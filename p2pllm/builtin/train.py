@@ -39,7 +39,8 @@ class Plan:
 
     Attributes:
         seed: Of everything.
-        steps: In all; the learning rate falls to nothing at the last one.
+        steps: In all. The learning rates fall to nothing over the last ``cooldown_share`` of them;
+            until then a run does not depend on this number, which may still be changed.
         tokens_per_step: About how many tokens a step learns from.
         warmup_steps: Over which the learning rates rise.
         matrix_rate: Muon's learning rate, for the matrices in the layers.
@@ -49,8 +50,9 @@ class Plan:
 
     seed: int = 1
     steps: int = 2000
-    tokens_per_step: int = 3072
-    warmup_steps: int = 60
+    tokens_per_step: int = 2048
+    warmup_steps: int = 50
+    cooldown_share: float = 0.4
     matrix_rate: float = 0.02
     other_rate: float = 4e-3
     shape: Shape = Shape()
@@ -58,7 +60,7 @@ class Plan:
     def rate_factor(self, step: int) -> float:
         """Return by what the learning rates are multiplied at ``step``, counted from 0."""
         rising = (step + 1) / self.warmup_steps
-        falling = (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        falling = (self.steps - step) / (self.cooldown_share * self.steps)
         return min(1.0, rising, falling)
 
 
@@ -200,11 +202,11 @@ class Trainer:
         """Go on where ``path`` left off.
 
         Raises:
-            ValueError: The checkpoint is of another plan.
+            ValueError: The checkpoint is of another plan; only its number of steps may differ.
         """
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-        if metadata["plan"] != json.dumps(asdict(self.plan)):
+        if json.loads(metadata["plan"]) | {"steps": 0} != asdict(self.plan) | {"steps": 0}:
             raise ValueError(f"The checkpoint {path} is of another plan: {metadata['plan']}")
         states: dict[str, dict[int, dict[str, torch.Tensor]]] = {
             name: {} for name in self.optimizers
