@@ -6,36 +6,42 @@ All lists were written for this project; none is taken from another text.
 
 from typing import Final
 
-SHE_NAMES: Final = (
+
+def _words(text: str, separator: str = " ") -> tuple[str, ...]:
+    return tuple(text.split(separator))
+
+
+SHE_NAMES: Final = _words(
     "Mia Lily Anna Rosa Ella Nora Ivy Ruby Zoe Emma Lucy Clara Maya Sofia Grace Hana Pia Olive "
     "Daisy Wanda"
-).split()
+)
 
-HE_NAMES: Final = (
-    "Tom Ben Max Leo Sam Jack Finn Noah Otto Hugo Theo Luca Omar Ravi Milo Dan Pip Oscar Felix Bruno"
-).split()
+HE_NAMES: Final = _words(
+    "Tom Ben Max Leo Sam Jack Finn Noah Otto Hugo Theo Luca Omar Ravi Milo Dan Pip Oscar Felix "
+    "Bruno"
+)
 
 # Kinds that may take either pronoun.
-KINDS: Final = (
+KINDS: Final = _words(
     "fox bear rabbit owl mouse cat dog duck frog hedgehog squirrel deer turtle wolf pig goat lamb "
     "pony bee robin badger otter beaver mole lion tiger elephant monkey penguin dragon robot giant "
     "fairy wizard pirate knight farmer baker snail horse bird"
-).split()
+)
 
 SHE_KINDS: Final = ("girl", "queen", "princess")
 HE_KINDS: Final = ("boy", "king", "prince")
 
-TRAITS: Final = (
+TRAITS: Final = _words(
     "brave kind shy clever curious gentle happy small little quiet silly proud lazy old young "
     "cheerful sleepy tiny lonely friendly"
-).split()
+)
 
-COLOURS: Final = "red blue green yellow golden silver white purple orange pink".split()
+COLOURS: Final = _words("red blue green yellow golden silver white purple orange pink")
 
-THINGS: Final = (
+THINGS: Final = _words(
     "kite ball hat drum boat lamp bell book basket flute scarf key ring wagon crown button spoon "
     "ribbon cup coat blanket map whistle doll"
-).split()
+)
 
 # A home, with the words that lead into it.
 HOMES: Final = (
@@ -72,10 +78,11 @@ SPOTS: Final = (
     "between two stones",
 )
 
-FOODS: Final = (
+FOODS: Final = _words(
     "apple pie,loaf of bread,bowl of soup,basket of berries,honey cake,bag of nuts,pot of jam,"
-    "plate of cookies,bunch of carrots,round cheese"
-).split(",")
+    "plate of cookies,bunch of carrots,round cheese",
+    separator=",",
+)
 
 TIMES: Final = (
     "One morning",
@@ -89,7 +96,21 @@ TIMES: Final = (
     "One winter morning",
 )
 
-SYLLABLES: Final = (
+SYLLABLES: Final = _words(
     "ba be bi bo bu da de di do du fa fi fo ga gi go ka ki ko la le li lo lu ma me mi mo mu na ne "
     "ni no nu pa pe pi po ra re ri ro ru sa se si so ta te ti to tu va ve vi vo za ze zi zo zu"
-).split()
+)
+
+# Asked about, though no story knows them.
+PLACES: Final = _words(
+    "France,Spain,Japan,Germany,Italy,China,Brazil,Egypt,India,Paris,London,Berlin,the moon,"
+    "Peru,Canada,Kenya,Norway,Rome,New York,America",
+    separator=",",
+)
+
+SUBJECTS: Final = _words(
+    "gravity,physics,a computer,the internet,sorting a list,machine learning,music,the sun,"
+    "electricity,history,a volcano,quantum physics,money,football,a peer to peer network,math,"
+    "chess,the brain,science,a car,TCP,JSON,an engine,politics,cooking,the news",
+    separator=",",
+)

@@ -9,6 +9,7 @@ friendly sentence.
 import random
 from typing import Final
 
+from p2pllm.builtin import cast
 from p2pllm.builtin.grammar import Story, draw_story, fill, tell, with_article
 
 Message = dict[str, str]
@@ -97,7 +98,16 @@ ABOUT_BEYOND: Final = ("{{subject}}", "a {kind} and {{subject}}", "{hero} and {{
 
 SMALL_TALK: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
     (
-        ("Hello", "Hi", "Hi there", "Hello!", "Good morning!", "Hey", "Good evening", "Hello there!"),
+        (
+            "Hello",
+            "Hi",
+            "Hi there",
+            "Hello!",
+            "Good morning!",
+            "Hey",
+            "Good evening",
+            "Hello there!",
+        ),
         (
             "Hello! Shall I tell you a story?",
             "Hello, friend! I know many little stories. Shall I tell you one?",
@@ -167,17 +177,6 @@ _QUESTIONS: Final = (
     "{number}",
 )
 
-_PLACES: Final = (
-    "France,Spain,Japan,Germany,Italy,China,Brazil,Egypt,India,Paris,London,Berlin,the moon,Peru,"
-    "Canada,Kenya,Norway,Rome,New York,America"
-).split(",")
-
-_SUBJECTS: Final = (
-    "gravity,physics,a computer,the internet,sorting a list,machine learning,music,the sun,"
-    "electricity,history,a volcano,quantum physics,money,football,a peer to peer network,math,"
-    "chess,the brain,science,a car,TCP,JSON,an engine,politics,cooking,the news"
-).split(",")
-
 # How often a conversation is of each sort; plain text is a story with no chat around it.
 _SORTS: Final = ("plain", "story", "story and more", "talk", "talk and story")
 _SORT_WEIGHTS: Final = (20, 52, 12, 11, 5)
@@ -199,7 +198,7 @@ def request_for(story: Story, source: random.Random) -> str:
     chance = source.random()
     choices = ABOUT_BEYOND if chance < 0.05 else ABOUT_ANY if chance < 0.6 else story.plot.requests
     about = fill(source.choice(choices), story)
-    about = about.replace("{subject}", source.choice(_SUBJECTS))
+    about = about.replace("{subject}", source.choice(cast.SUBJECTS))
     # Where a sentence is filled into another one, its slots are gone: plain replacement.
     return unpolished(source.choice(ASKING_FOR).replace("{about}", about), source)
 
@@ -225,8 +224,8 @@ def small_talk(source: random.Random) -> tuple[str, str]:
         question = source.choice(_QUESTIONS).format(
             number=source.randrange(10 ** source.choice((1, 2, 3))),
             other=source.randrange(100),
-            place=source.choice(_PLACES),
-            subject=source.choice(_SUBJECTS),
+            place=source.choice(cast.PLACES),
+            subject=source.choice(cast.SUBJECTS),
         )
         return unpolished(question, source), source.choice(DECLINING)
     said, answers = source.choice(SMALL_TALK)

@@ -1,7 +1,8 @@
 """Muon: momentum whose update is made orthogonal, for the matrices inside the layers.
 
-Deep and narrow models trained on few tokens gain the most from it: in trials of this model it
-reached AdamW's loss in about half the steps. Method by Keller Jordan and others (2024),
+Measured on this model, steps of 2048 tokens, one short schedule each: after 120 steps the loss was
+0.86 nats per token with Muon and 1.00 with AdamW throughout; a step took 0.75 s against 0.68 s on
+one CPU core. Method by Keller Jordan and others (2024),
 https://kellerjordan.github.io/posts/muon/; written anew here, with all matrices of one shape
 worked on in one batch.
 """
@@ -53,9 +54,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(
-            parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        )
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

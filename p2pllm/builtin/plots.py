@@ -131,7 +131,11 @@ SKILL: Final = Plot(
         {"skill": "swim", "failure": "sank like a stone", "advice": "Kick your legs slowly"},
         {"skill": "sing", "failure": "made a terrible noise", "advice": "Take a deep breath"},
         {"skill": "dance", "failure": "fell on the floor", "advice": "Listen to the music"},
-        {"skill": "read", "failure": "mixed up all the letters", "advice": "Read one word at a time"},
+        {
+            "skill": "read",
+            "failure": "mixed up all the letters",
+            "advice": "Read one word at a time",
+        },
         {"skill": "paint", "failure": "spilled the paint", "advice": "Hold the brush softly"},
         {"skill": "climb", "failure": "slid down again", "advice": "Look for strong branches"},
         {"skill": "whistle", "failure": "blew only air", "advice": "Make your lips round"},
@@ -144,20 +148,35 @@ SKILL: Final = Plot(
             "More than anything, {hero} wanted to {skill}.",
             "{hero} had one big wish: {he} wanted to {skill}.",
         ),
-        ("{when}, {he} tried, but {he} {failure}.", "{when}, {hero} tried to {skill}, but {he} {failure}."),
-        ("{He} tried again, and again {he} {failure}.", "{He} tried once more, but it did not work.", ""),
+        (
+            "{when}, {he} tried, but {he} {failure}.",
+            "{when}, {hero} tried to {skill}, but {he} {failure}.",
+        ),
+        (
+            "{He} tried again, and again {he} {failure}.",
+            "{He} tried once more, but it did not work.",
+            "",
+        ),
         ('"I will never learn it," said {hero}.', '"It is too hard for me," said {hero}.'),
         MEETINGS,
         (
             '"I can show you how to {skill}," said {helper}. "{advice}."',
             '"Try it this way," said {helper}. "{advice}."',
         ),
-        ("They practiced every day.", "They practiced from morning to night.", "{hero} listened well and tried again."),
+        (
+            "They practiced every day.",
+            "They practiced from morning to night.",
+            "{hero} listened well and tried again.",
+        ),
         (
             "At last, {hero} could {skill}!",
             "One week later, {hero} could {skill} better than anyone.",
         ),
-        ('"Look at me!" said {hero}.', "{helper} clapped and smiled.", '"I knew you could do it!" said {helper}.'),
+        (
+            '"Look at me!" said {hero}.',
+            "{helper} clapped and smiled.",
+            '"I knew you could do it!" said {helper}.',
+        ),
     ),
     morals=(
         "{hero} learned that practice makes hard things easy.",
@@ -178,15 +197,45 @@ FEAR: Final = Plot(
         "being brave",
     ),
     details=(
-        {"fear": "the dark", "when": "One evening", "sign": "the sun went down", "truth": "The dark is only the night resting"},
-        {"fear": "thunder", "when": "One rainy day", "sign": "the sky rumbled", "truth": "Thunder is only the clouds singing"},
-        {"fear": "the wind", "sign": "the trees began to shake", "truth": "The wind only wants to play"},
-        {"fear": "deep water", "sign": "{he} came to the pond", "truth": "Water holds you if you trust it"},
-        {"fear": "the big cave", "sign": "{he} passed the cave", "truth": "The cave is only a quiet room"},
-        {"fear": "shadows", "when": "One quiet night", "sign": "the moon came up", "truth": "A shadow is only light taking a nap"},
+        {
+            "fear": "the dark",
+            "when": "One evening",
+            "sign": "the sun went down",
+            "truth": "The dark is only the night resting",
+        },
+        {
+            "fear": "thunder",
+            "when": "One rainy day",
+            "sign": "the sky rumbled",
+            "truth": "Thunder is only the clouds singing",
+        },
+        {
+            "fear": "the wind",
+            "sign": "the trees began to shake",
+            "truth": "The wind only wants to play",
+        },
+        {
+            "fear": "deep water",
+            "sign": "{he} came to the pond",
+            "truth": "Water holds you if you trust it",
+        },
+        {
+            "fear": "the big cave",
+            "sign": "{he} passed the cave",
+            "truth": "The cave is only a quiet room",
+        },
+        {
+            "fear": "shadows",
+            "when": "One quiet night",
+            "sign": "the moon came up",
+            "truth": "A shadow is only light taking a nap",
+        },
     ),
     scenes=(
-        ("But {hero} was afraid of {fear}.", "{He} was not afraid of much, but {he} was afraid of {fear}."),
+        (
+            "But {hero} was afraid of {fear}.",
+            "{He} was not afraid of much, but {he} was afraid of {fear}.",
+        ),
         (
             "{when}, {sign}, and {hero} hid {spot1}.",
             "{when}, {sign}, and {hero} began to shake. {He} hid {spot1}.",
@@ -205,7 +254,11 @@ FEAR: Final = Plot(
             "{hero} took a deep breath and came out.",
             "Slowly, {hero} opened {his} eyes and looked around.",
         ),
-        ("It was not so bad after all.", "Together they sang a small song.", "Nothing bad happened."),
+        (
+            "It was not so bad after all.",
+            "Together they sang a small song.",
+            "Nothing bad happened.",
+        ),
         ('"I did it!" said {hero}.', "{hero} began to laugh.", ""),
     ),
     morals=(
@@ -226,18 +279,27 @@ QUARREL: Final = Plot(
         "a {kind} and {an_friend} who fight",
     ),
     scenes=(
-        ("{His} best friend was {a_friend} named {helper}.", "Next door lived {a_friend} named {helper}."),
+        (
+            "{His} best friend was {a_friend} named {helper}.",
+            "Next door lived {a_friend} named {helper}.",
+        ),
         (
             "{when}, they found a {colour} {thing} {spot1}.",
             "{when}, they saw a {colour} {thing} {spot1}.",
         ),
-        ('"It is mine!" said {hero}. "No, it is mine!" said {helper}.', '"I saw it first!" said {hero}. "No, I did!" said {helper}.'),
+        (
+            '"It is mine!" said {hero}. "No, it is mine!" said {helper}.',
+            '"I saw it first!" said {hero}. "No, I did!" said {helper}.',
+        ),
         (
             "They pulled and pulled, and the {thing} broke in two.",
             "They both pulled hard, and then the {thing} broke.",
         ),
         ("Nobody said a word.", "Both of them were very sad.", ""),
-        ('"I am sorry," said {hero}. "I am sorry too," said {helper}.', '"I was not nice," said {hero}. "Please forgive me."'),
+        (
+            '"I am sorry," said {hero}. "I am sorry too," said {helper}.',
+            '"I was not nice," said {hero}. "Please forgive me."',
+        ),
         (
             "They sat down and fixed the {thing} together.",
             "With some glue and some string, they fixed the {thing}.",
@@ -274,20 +336,30 @@ RESCUE: Final = Plot(
         {"trap": "on thin ice", "tool": "a long rope"},
     ),
     scenes=(
-        ("{when}, {hero} went for a walk.", "{when}, {he} was on {his} way home.", "{when}, {hero} heard a small voice."),
+        (
+            "{when}, {hero} went for a walk.",
+            "{when}, {he} was on {his} way home.",
+            "{when}, {hero} heard a small voice.",
+        ),
         (
             '"Help! Help!" someone called. It was {a_friend} named {helper}, stuck {trap}.',
             "There {he} saw {a_friend} named {helper}, who was stuck {trap}.",
         ),
         ('"I will help you," said {hero}.', '"Do not be afraid," said {hero}. "I am here."'),
-        ("{He} pulled with all {his} might, but {helper} was still stuck.", "{He} pulled and pulled, but it did not work."),
+        (
+            "{He} pulled with all {his} might, but {helper} was still stuck.",
+            "{He} pulled and pulled, but it did not work.",
+        ),
         ("Then {hero} had a good idea.", "{hero} thought for a while."),
         ("{He} ran home and came back with {tool}.", "{He} found {tool} {spot1}."),
         (
             "With {tool}, {he} set {helper} free.",
             "This time it worked, and at last {helper} was free.",
         ),
-        ('"Thank you, {hero}!" said {helper}. "You saved me."', '"You are so kind," said {helper}.'),
+        (
+            '"Thank you, {hero}!" said {helper}. "You saved me."',
+            '"You are so kind," said {helper}.',
+        ),
         ("They went home together and drank warm tea.", "They shared {a_food} and laughed.", ""),
     ),
     morals=(
@@ -310,13 +382,21 @@ FOOD: Final = Plot(
     ),
     scenes=(
         ("{when}, {hero} made {a_food}.", "{when}, {hero} found {a_food} {spot1}."),
-        ("It smelled so good!", '"Yum, this is all for me," said {hero}.', "{He} could not wait to eat it."),
+        (
+            "It smelled so good!",
+            '"Yum, this is all for me," said {hero}.',
+            "{He} could not wait to eat it.",
+        ),
         MEETINGS,
         (
             '"I am so hungry," said {helper}. "May I have some?"',
             '"I have not eaten all day," said {helper}.',
         ),
-        ("{hero} wanted to keep it all.", "{hero} did not know what to do.", "At first, {hero} said no."),
+        (
+            "{hero} wanted to keep it all.",
+            "{hero} did not know what to do.",
+            "At first, {hero} said no.",
+        ),
         ("But {helper} looked so sad.", "Then {he} saw that {helper} was cold and tired."),
         (
             '"Come and sit with me," said {hero}. "There is enough for two."',
@@ -354,7 +434,10 @@ HOUSE: Final = Plot(
         {"weak": "paper", "danger": "the rain made it soft", "strong": "wood"},
     ),
     scenes=(
-        ("{hero} wanted to build a house.", "{He} had no house of {his} own, so {he} began to build one."),
+        (
+            "{hero} wanted to build a house.",
+            "{He} had no house of {his} own, so {he} began to build one.",
+        ),
         ("First, {he} built a house of {weak}.", "{when}, {he} built a house of {weak}."),
         ("But {danger}.", "That night, {danger}."),
         ('"Now I have no home," said {hero}.', "{hero} was cold and wet and sad."),
@@ -363,10 +446,19 @@ HOUSE: Final = Plot(
             '"You should use {strong}," said {helper}.',
             '"A house of {strong} will stand for years," said {helper}.',
         ),
-        ("They worked all day and carried the {strong} together.", "They worked side by side until the moon came up."),
-        ("When the house was done, it was strong and warm.", "At last, the new house of {strong} was ready."),
+        (
+            "They worked all day and carried the {strong} together.",
+            "They worked side by side until the moon came up.",
+        ),
+        (
+            "When the house was done, it was strong and warm.",
+            "At last, the new house of {strong} was ready.",
+        ),
         ('"Come in and rest," said {hero}.', '"This is your house too," said {hero}.', ""),
-        ("They sat by the fire and ate {a_food}.", "Outside it was stormy, but inside it was warm."),
+        (
+            "They sat by the fire and ate {a_food}.",
+            "Outside it was stormy, but inside it was warm.",
+        ),
     ),
     morals=(
         "{hero} learned that good work takes time.",
@@ -387,15 +479,25 @@ BIRTHDAY: Final = Plot(
         "a {thing} for {helper}",
     ),
     scenes=(
-        ("{when}, {his} friend {helper} the {friend} had a birthday.", "It was the birthday of {helper} the {friend}, and {hero} had no gift."),
-        ('"What can I give {her}?" thought {hero}.', "{hero} wanted to give {her} something special."),
+        (
+            "{when}, {his} friend {helper} the {friend} had a birthday.",
+            "It was the birthday of {helper} the {friend}, and {hero} had no gift.",
+        ),
+        (
+            '"What can I give {her}?" thought {hero}.',
+            "{hero} wanted to give {her} something special.",
+        ),
         ("{He} looked {spot1}, but found nothing.", "{He} had no money at all."),
         ("Then {he} had a good idea.", "{He} thought all night long."),
         (
             "{He} took some {colour} paint and made a {thing}.",
             "{He} worked all day and made a {colour} {thing}.",
         ),
-        ("It was not perfect, but it was made with love.", "It was a little crooked, but very pretty.", ""),
+        (
+            "It was not perfect, but it was made with love.",
+            "It was a little crooked, but very pretty.",
+            "",
+        ),
         (
             '"Happy birthday, {helper}!" said {hero}. "I made this {thing} for you."',
             '"This {thing} is for you," said {hero}.',
@@ -433,7 +535,10 @@ WAY_HOME: Final = Plot(
     ),
     scenes=(
         ("{when}, {hero} followed {bait} far away.", "{when}, {he} saw {bait} and ran after it."),
-        ("Soon {he} did not know where {he} was.", "When {he} looked around, everything was strange."),
+        (
+            "Soon {he} did not know where {he} was.",
+            "When {he} looked around, everything was strange.",
+        ),
         ('"I am lost," said {hero}.', '"Where is my home?" cried {hero}.'),
         ("{He} sat down {spot1} and waited.", "{He} walked in circles until {he} was tired.", ""),
         MEETINGS,
@@ -445,9 +550,16 @@ WAY_HOME: Final = Plot(
             '"Yes," said {helper}. "We must follow {guide}."',
             '"Just follow {guide}," said {helper}. "I will come with you."',
         ),
-        ("They followed {guide} for a long time.", "So they walked and walked, and they followed {guide}."),
+        (
+            "They followed {guide} for a long time.",
+            "So they walked and walked, and they followed {guide}.",
+        ),
         ("At last, {hero} saw {his} own front door.", "Then {hero} saw {his} home again."),
-        ('"Thank you for walking with me," said {hero}.', "{hero} jumped for joy.", '"Stay for dinner!" said {hero}.'),
+        (
+            '"Thank you for walking with me," said {hero}.',
+            "{hero} jumped for joy.",
+            '"Stay for dinner!" said {hero}.',
+        ),
     ),
     morals=(
         "{hero} learned to ask for help when the way is hard.",
@@ -475,7 +587,10 @@ SEED: Final = Plot(
         {"plant": "strawberry", "wonder": "as sweet as honey"},
     ),
     scenes=(
-        ("{when}, {he} found a tiny seed {spot1}.", "{when}, {hero} found a small seed and put it in the ground."),
+        (
+            "{when}, {he} found a tiny seed {spot1}.",
+            "{when}, {hero} found a small seed and put it in the ground.",
+        ),
         ("{He} gave it water and waited.", "{He} watered it every morning."),
         ("But nothing happened.", "Days went by, but nothing grew."),
         ('"This seed is no good," said {hero}.', '"Why does it not grow?" asked {hero}.'),
@@ -484,7 +599,10 @@ SEED: Final = Plot(
             '"Good things need time," said {helper}.',
             '"Wait a little longer," said {helper}. "Sing to it every day."',
         ),
-        ("So {hero} waited and sang to the seed.", "{hero} waited for the sun and the rain to do their work."),
+        (
+            "So {hero} waited and sang to the seed.",
+            "{hero} waited for the sun and the rain to do their work.",
+        ),
         (
             "One morning, there was a little green leaf!",
             "Then a small green plant came out of the ground.",

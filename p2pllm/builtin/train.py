@@ -10,7 +10,7 @@ The held-out stories come from seeds that no training step uses (see :func:`trai
 
 import json
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +55,7 @@ class Plan:
     cooldown_share: float = 0.4
     matrix_rate: float = 0.02
     other_rate: float = 4e-3
-    shape: Shape = Shape()
+    shape: Shape = field(default_factory=Shape)
 
     def rate_factor(self, step: int) -> float:
         """Return by what the learning rates are multiplied at ``step``, counted from 0."""
