@@ -21,7 +21,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from p2pllm.builtin import cast, model_path
 from p2pllm.builtin.chat import conversation
-from p2pllm.builtin.grammar import Story, draw_story, fill, story_text, tell
+from p2pllm.builtin.grammar import draw_story, fill, story_text
+from p2pllm.builtin.plots import OPENINGS, PLOTS
 from p2pllm.builtin.tokenizer import encode_conversation, load_tokenizer
 from p2pllm.builtin.train import make_batches, summed_loss
 
@@ -212,18 +213,29 @@ def skeleton(sentence: str, characters: Iterable[tuple[str, str]]) -> str:
 
 @cache
 def known_skeletons() -> frozenset[str]:
-    """Return the skeletons of the grammar's sentences, as found in many stories."""
-    source = random.Random("skeletons")
+    """Return the skeletons of all sentences that the grammar can write."""
+    slots = {
+        **dict.fromkeys(("hero", "helper"), "NAME"),
+        **dict.fromkeys(("kind", "friend"), "KIND"),
+        **dict.fromkeys(("a_kind", "a_friend"), "a TRAIT KIND"),
+        **dict.fromkeys(("he", "him", "his", "He", "His", "her"), "HE"),
+        **dict.fromkeys(("spot1", "spot2", "spot3"), "SPOT"),
+        "thing": "THING",
+        "colour": "COLOUR",
+        "home": "HOME",
+        "food": "FOOD",
+        "a_food": "a FOOD",
+        "when": "TIME",
+    }
     found: set[str] = set()
-    for _ in range(6000):
-        story = draw_story(source)
-        for sentence in sentences(tell(story, source)):
-            found.add(skeleton(sentence, _characters_of(story)))
+    for plot in PLOTS:
+        wordings = [each for scene in (OPENINGS, *plot.scenes, plot.morals) for each in scene]
+        for details in plot.details:
+            filled = slots | {name: words.format_map(slots) for name, words in details.items()}
+            for wording in wordings:
+                written = sentences(wording.format_map(filled))
+                found.update(skeleton(sentence, ()) for sentence in written)
     return frozenset(found)
-
-
-def _characters_of(story: Story) -> list[tuple[str, str]]:
-    return [(each.name, each.kind) for each in (story.hero, story.helper)]
 
 
 def characters_in(text: str) -> list[tuple[str, str]]:

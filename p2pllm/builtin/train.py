@@ -137,10 +137,12 @@ class Trainer:
     :meth:`load_checkpoint` carry a run over a restart.
     """
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
+    def __init__(
+        self, plan: Plan, tokenizer: PreTrainedTokenizerFast, device: torch.device
+    ) -> None:
         self.plan = plan
         self.device = device
-        self.tokenizer = train_tokenizer(plan.seed)
+        self.tokenizer = tokenizer
         self.model = new_model(
             plan.shape,
             vocabulary=len(self.tokenizer),
@@ -270,7 +272,7 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     console = Console()
-    trainer = Trainer(Plan(seed=seed, steps=steps), choose_device(device))
+    trainer = Trainer(Plan(seed=seed, steps=steps), train_tokenizer(seed), choose_device(device))
     checkpoint = out / CHECKPOINT_NAME
     if resume and checkpoint.exists():
         trainer.load_checkpoint(checkpoint)
