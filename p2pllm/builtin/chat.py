@@ -10,7 +10,7 @@ import random
 from typing import Final
 
 from p2pllm.builtin import cast
-from p2pllm.builtin.grammar import Story, draw_story, fill, tell, with_article
+from p2pllm.builtin.grammar import Story, draw_story, fill, invented_word, tell, with_article
 
 Message = dict[str, str]
 
@@ -144,6 +144,20 @@ SMALL_TALK: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
     ),
 )
 
+ECHOING: Final = (
+    "Repeat after me: {said}",
+    "Say: {said}",
+    "Repeat: {said}",
+    "Please say: {said}",
+)
+
+GREETING_AS: Final = (
+    "I am {name}.",
+    "My name is {name}.",
+    "Hello, I am {name}.",
+    "Hi, my name is {name}!",
+)
+
 # Answers to what is neither small talk nor a request for a story.
 DECLINING: Final = (
     "I do not know that. I only know little stories. Shall I tell you one?",
@@ -178,8 +192,8 @@ _QUESTIONS: Final = (
 )
 
 # How often a conversation is of each sort; plain text is a story with no chat around it.
-_SORTS: Final = ("plain", "story", "story and more", "talk", "talk and story")
-_SORT_WEIGHTS: Final = (20, 52, 12, 11, 5)
+_SORTS: Final = ("plain", "story", "story and more", "talk", "talk and story", "echo")
+_SORT_WEIGHTS: Final = (14, 44, 12, 10, 6, 14)
 
 
 def unpolished(text: str, source: random.Random) -> str:
@@ -232,6 +246,28 @@ def small_talk(source: random.Random) -> tuple[str, str]:
     return unpolished(source.choice(said), source), source.choice(answers)
 
 
+def echo(source: random.Random) -> tuple[str, str]:
+    """Return a request to repeat something, and the repetition.
+
+    Carrying a name from the request into the story is copying; a model that is asked to copy and
+    nothing else learns it many steps sooner.
+    """
+    lists = (cast.HE_NAMES, cast.SHE_NAMES, cast.KINDS, cast.THINGS, cast.TRAITS, cast.COLOURS)
+    words: list[str] = []
+    for _ in range(source.randrange(1, 13)):
+        if source.random() < 0.25:
+            words.append(invented_word(source))
+            if source.random() < 0.5:
+                words[-1] = words[-1].capitalize()
+        else:
+            words.append(source.choice(source.choice(lists)))
+    if len(words) == 1 and source.random() < 0.5:
+        name = words[0].capitalize()
+        return source.choice(GREETING_AS).format(name=name), f"Hello, {name}! Nice to meet you."
+    said = " ".join(words)
+    return source.choice(ECHOING).format(said=said), said
+
+
 def conversation(source: random.Random) -> list[Message]:
     """Draw a conversation of one or a few exchanges; an empty role marks plain text.
 
@@ -245,6 +281,8 @@ def conversation(source: random.Random) -> list[Message]:
     exchanges: list[tuple[str, str]] = []
     if sort.startswith("talk"):
         exchanges.append(small_talk(source))
+    if sort == "echo":
+        exchanges.extend(echo(source) for _ in range(source.choice((1, 1, 2, 3))))
     if sort == "talk and story" or sort.startswith("story"):
         if exchanges and source.random() < 0.4:
             # "Shall I tell you one?" was asked.
