@@ -1,6 +1,8 @@
 """The built-in model's shape: a Llama of many thin layers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -57,7 +59,7 @@ def new_model(
         model.model.embed_tokens.weight.mul_(5)
         # ... and the last norm makes up for it, so that the first logits are small.
         model.model.norm.weight.fill_(0.2)
-        for layer in model.model.layers:
+        for layer in cast(Iterable[Any], model.model.layers):
             random_square = torch.randn(shape.hidden, shape.hidden)
             # [key_value_heads * width, hidden], rows orthonormal.
             basis = torch.linalg.qr(random_square)[0][: shape.key_value_heads * width]

@@ -65,7 +65,7 @@ class Plan:
 
     seed: int = 1
     steps: int = 1800
-    lesson_steps: int = 300
+    lesson_steps: int = 450
     tokens_per_step: int = 1536
     warmup_steps: int = 50
     cooldown_share: float = 0.4
@@ -126,11 +126,15 @@ def make_batches(
 def draw_lesson(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
     """Write a step's copying lesson: lists of random tokens, each said and repeated."""
     source = training_source(plan.seed, step)
-    begin, end, user, assistant = tokenizer.convert_tokens_to_ids([BEGIN, END, USER, ASSISTANT])
-    ordinary = range(len(SPECIAL_TOKENS), len(tokenizer))
-    length = source.choice((8, 16, 24, 32, 48))
+    begin, end, user, assistant = (
+        _token(tokenizer.convert_tokens_to_ids(each)) for each in (BEGIN, END, USER, ASSISTANT)
+    )
+    # Where to look is learned sooner among few tokens; then it is widened to all.
+    kinds = 200 if 2 * step < plan.lesson_steps else len(tokenizer) - len(SPECIAL_TOKENS)
+    ordinary = range(len(tokenizer) - kinds, len(tokenizer))
+    length = source.choice((8, 16, 24, 32))
     rows: list[tuple[list[int], list[bool]]] = []
-    for _ in range(min(24, max(1, plan.tokens_per_step // (2 * length + 4)))):
+    for _ in range(16):
         words = source.choices(ordinary, k=length)
         ids = [begin, user, *words, end, assistant, *words, end]
         rows.append((ids, [False] * (length + 4) + [True] * (length + 1)))
