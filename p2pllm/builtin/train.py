@@ -5,12 +5,13 @@ conversations, which are written on the fly and never seen twice. A run can be s
 and taken up again with ``--resume``: the step alone says what comes next.
 
 A run opens with a copying lesson: lists of random tokens, said by the user and repeated by the
-storyteller. A model that starts with stories learns their grammar at once, and for a long time no
-more than that: 700 steps in, every story was well formed and none was about what was asked for.
-After the lesson it carries names from the request into the story.
+storyteller. Stories come in little by little, and a shorter lesson stays in every step. Without
+the lesson the model learns the grammar at once and for a long time no more than that: 700 steps
+in, every story was well formed and none was about what was asked for. With a lesson that ends
+where the stories begin, it forgets within 200 steps how to copy.
 
-The held-out stories come from seeds that no training step uses (see :func:`training_source` and
-:mod:`p2pllm.builtin.evaluate`).
+The held-out stories come from seeds that no training step uses (see
+:func:`p2pllm.builtin.evaluate.held_out_source`).
 """
 
 import json
@@ -55,8 +56,9 @@ class Plan:
         seed: Of everything.
         steps: In all. The learning rates fall to nothing over the last ``cooldown_share`` of them;
             until then a run does not depend on this number, which may still be changed.
-        lesson_steps: How many of the first steps are the copying lesson.
-        tokens_per_step: About how many tokens a step learns from.
+        lesson_steps: How many of the first steps are the copying lesson alone.
+        ramp_steps: Over how many steps after those the stories come in.
+        tokens_per_step: About how many tokens of conversation a step learns from, at the full.
         warmup_steps: Over which the learning rates rise.
         matrix_rate: Muon's learning rate, for the matrices in the layers.
         other_rate: AdamW's learning rate, for the embedding and the norms.
@@ -64,9 +66,10 @@ class Plan:
     """
 
     seed: int = 1
-    steps: int = 1800
-    lesson_steps: int = 450
-    tokens_per_step: int = 1536
+    steps: int = 1700
+    lesson_steps: int = 400
+    ramp_steps: int = 200
+    tokens_per_step: int = 1152
     warmup_steps: int = 50
     cooldown_share: float = 0.4
     matrix_rate: float = 0.015
@@ -91,11 +94,6 @@ class Batch:
 
     inputs: torch.Tensor
     targets: torch.Tensor
-
-
-def training_source(seed: int, step: int) -> random.Random:
-    """Return what ``step`` draws its conversations from."""
-    return random.Random(f"train {seed} {step}")
 
 
 def make_batches(
@@ -125,7 +123,7 @@ def make_batches(
 
 def draw_lesson(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
     """Write a step's copying lesson: lists of random tokens, each said and repeated."""
-    source = training_source(plan.seed, step)
+    source = random.Random(f"train {plan.seed} {step} lesson")
     begin, end, user, assistant = (
         _token(tokenizer.convert_tokens_to_ids(each)) for each in (BEGIN, END, USER, ASSISTANT)
     )
@@ -133,8 +131,9 @@ def draw_lesson(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> li
     kinds = 200 if 2 * step < plan.lesson_steps else len(tokenizer) - len(SPECIAL_TOKENS)
     ordinary = range(len(tokenizer) - kinds, len(tokenizer))
     length = source.choice((8, 16, 24, 32))
+    row_count = 16 if step < plan.lesson_steps + plan.ramp_steps else 8
     rows: list[tuple[list[int], list[bool]]] = []
-    for _ in range(16):
+    for _ in range(row_count):
         words = source.choices(ordinary, k=length)
         ids = [begin, user, *words, end, assistant, *words, end]
         rows.append((ids, [False] * (length + 4) + [True] * (length + 1)))
@@ -142,17 +141,17 @@ def draw_lesson(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> li
 
 
 def draw_batches(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
-    """Write and encode what ``step`` learns from: a copying lesson or conversations."""
-    if step < plan.lesson_steps:
-        return draw_lesson(plan, step, tokenizer)
-    source = training_source(plan.seed, step)
+    """Write and encode what ``step`` learns from: a copying lesson, then also conversations."""
+    batches = draw_lesson(plan, step, tokenizer)
+    story_share = min(1.0, (step - plan.lesson_steps) / plan.ramp_steps)
+    source = random.Random(f"train {plan.seed} {step} conversations")
     rows: list[tuple[list[int], list[bool]]] = []
     tokens = 0
-    while tokens < plan.tokens_per_step:
+    while tokens < story_share * plan.tokens_per_step:
         ids, is_said = encode_conversation(tokenizer, conversation(source))
         rows.append((ids, is_said))
         tokens += len(ids)
-    return make_batches(rows, rows_per_batch=12, padding=_token(tokenizer.eos_token_id))
+    return batches + make_batches(rows, rows_per_batch=10, padding=_token(tokenizer.eos_token_id))
 
 
 def summed_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
