@@ -3,6 +3,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,23 @@ from p2pllm.builtin.evaluate import (
 )
 from p2pllm.builtin.muon import Muon, orthogonalised
 from p2pllm.builtin.tokenizer import BEGIN, load_tokenizer
-from p2pllm.builtin.train import CHECKPOINT_NAME, Plan, Trainer, choose_device, make_batches
+from p2pllm.builtin.train import (
+    CHECKPOINT_NAME,
+    Plan,
+    Trainer,
+    choose_device,
+    draw_batches,
+    draw_lesson,
+    make_batches,
+    summed_loss,
+)
 
 CPU = torch.device("cpu")
 TINY = Plan(
     seed=3,
     steps=8,
+    lesson_steps=1,
+    ramp_steps=1,
     tokens_per_step=400,
     warmup_steps=1,
     shape=Shape(layers=2, hidden=32, feed_forward=48, heads=2, key_value_heads=1),
@@ -137,9 +149,34 @@ def test_one_sampling_seed_gives_one_answer(model: LlamaForCausalLM, tokenizer: 
 
 def test_a_few_steps_of_training_lower_the_loss(tokenizer: Tokenizer) -> None:
     trainer = Trainer(TINY, tokenizer, CPU)
-    losses = [trainer.step() for _ in range(3)]
-    assert losses[0] == pytest.approx(math.log(len(trainer.tokenizer)), rel=0.2)
-    assert losses[2] < losses[0] - 0.1
+    batches = draw_batches(TINY, TINY.steps, tokenizer)
+    targets = sum(int((batch.targets >= 0).sum()) for batch in batches)
+
+    def loss() -> float:
+        with torch.inference_mode():
+            return sum(float(summed_loss(trainer.model, batch)) for batch in batches) / targets
+
+    before = loss()
+    assert before == pytest.approx(math.log(len(tokenizer)), rel=0.2)
+    for _ in range(3):
+        trainer.step()
+    assert loss() < before
+
+
+def test_a_lesson_is_a_list_said_and_repeated(tokenizer: Tokenizer) -> None:
+    (batch,) = draw_lesson(TINY, 0, tokenizer)
+    for inputs, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+        learned = [target for target in targets if target >= 0]
+        half = len(learned)
+        assert learned == inputs[2 : 2 + half]
+        assert learned[-1] == tokenizer.eos_token_id
+
+
+def test_stories_come_in_after_the_lesson(tokenizer: Tokenizer) -> None:
+    plan = Plan(lesson_steps=2, ramp_steps=2, tokens_per_step=2000)
+    counts = [len(draw_batches(plan, step, tokenizer)) for step in range(6)]
+    assert counts[:3] == [1, 1, 1]
+    assert 1 < counts[3] <= counts[4]
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
@@ -158,7 +195,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 def test_a_checkpoint_of_another_plan_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     Trainer(TINY, tokenizer, CPU).save_checkpoint(tmp_path / CHECKPOINT_NAME)
-    other = Trainer(Plan(seed=4, steps=8, shape=TINY.shape), tokenizer, CPU)
+    other = Trainer(replace(TINY, seed=4), tokenizer, CPU)
     with pytest.raises(ValueError, match="another plan"):
         other.load_checkpoint(tmp_path / CHECKPOINT_NAME)
 
