@@ -1,0 +1,340 @@
+"""Train the built-in model: ``python -m p2pllm.builtin.train --out DIR``.
+
+Everything is drawn from the seed: the tokenizer's texts, the first weights, and every step's
+conversations, which are written on the fly and never seen twice. A run can be stopped at any time
+and taken up again with ``--resume``: the step alone says what comes next.
+
+A run opens with a copying lesson: lists of random tokens, said by the user and repeated by the
+storyteller. Stories come in little by little, and a shorter lesson stays in every step. Without
+the lesson the model learns the grammar at once and for a long time no more than that: 700 steps
+in, every story was well formed and none was about what was asked for. With a lesson that ends
+where the stories begin, it forgets within 200 steps how to copy.
+
+The held-out stories come from seeds that no training step uses (see
+:func:`p2pllm.builtin.evaluate.held_out_source`).
+"""
+
+import json
+import random
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors
+import safetensors.torch
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from p2pllm.builtin.architecture import Shape, new_model
+from p2pllm.builtin.chat import conversation
+from p2pllm.builtin.muon import Muon
+from p2pllm.builtin.tokenizer import (
+    ASSISTANT,
+    BEGIN,
+    END,
+    POSITIONS_MAX,
+    SPECIAL_TOKENS,
+    USER,
+    encode_conversation,
+    train_tokenizer,
+)
+
+# What cross_entropy leaves out, torch's own default.
+_NOT_SAID = -100
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a training run depends on, besides the device.
+
+    Attributes:
+        seed: Of everything.
+        steps: In all. The learning rates fall to nothing over the last ``cooldown_share`` of them;
+            until then a run does not depend on this number, which may still be changed.
+        lesson_steps: How many of the first steps are the copying lesson alone.
+        ramp_steps: Over how many steps after those the stories come in.
+        tokens_per_step: About how many tokens of conversation a step learns from, at the full.
+        warmup_steps: Over which the learning rates rise.
+        matrix_rate: Muon's learning rate, for the matrices in the layers.
+        other_rate: AdamW's learning rate, for the embedding and the norms.
+        shape: Of the model.
+    """
+
+    seed: int = 1
+    steps: int = 1700
+    lesson_steps: int = 400
+    ramp_steps: int = 200
+    tokens_per_step: int = 1152
+    warmup_steps: int = 50
+    cooldown_share: float = 0.4
+    matrix_rate: float = 0.015
+    other_rate: float = 3e-3
+    shape: Shape = field(default_factory=Shape)
+
+    def rate_factor(self, step: int) -> float:
+        """Return by what the learning rates are multiplied at ``step``, counted from 0."""
+        rising = (step + 1) / self.warmup_steps
+        falling = (self.steps - step) / (self.cooldown_share * self.steps)
+        return min(1.0, rising, falling)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Conversations of like length, padded at the end.
+
+    Attributes:
+        inputs: [rows, positions], token ids.
+        targets: [rows, positions], the next token ids; -100 where nothing is to be learned.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+
+def make_batches(
+    rows: list[tuple[list[int], list[bool]]], *, rows_per_batch: int, padding: int
+) -> list[Batch]:
+    """Group encoded conversations by length and pad each group.
+
+    Padding stands at the end, where a causal model cannot see it from the tokens before; so no
+    attention mask is needed.
+    """
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    batches: list[Batch] = []
+    for start in range(0, len(rows), rows_per_batch):
+        group = rows[start : start + rows_per_batch]
+        positions = min(POSITIONS_MAX, max(len(ids) for ids, _ in group) - 1)
+        inputs = torch.full((len(group), positions), padding)
+        targets = torch.full((len(group), positions), _NOT_SAID)
+        for row, (ids, is_said) in enumerate(group):
+            count = min(positions, len(ids) - 1)
+            inputs[row, :count] = torch.tensor(ids[:count])
+            wanted = torch.tensor(ids[1 : count + 1])
+            wanted[~torch.tensor(is_said[1 : count + 1])] = _NOT_SAID
+            targets[row, :count] = wanted
+        batches.append(Batch(inputs, targets))
+    return batches
+
+
+def draw_lesson(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
+    """Write a step's copying lesson: lists of random tokens, each said and repeated."""
+    source = random.Random(f"train {plan.seed} {step} lesson")
+    begin, end, user, assistant = (
+        _token(tokenizer.convert_tokens_to_ids(each)) for each in (BEGIN, END, USER, ASSISTANT)
+    )
+    # Where to look is learned sooner among few tokens; then it is widened to all.
+    kinds = 200 if 2 * step < plan.lesson_steps else len(tokenizer) - len(SPECIAL_TOKENS)
+    ordinary = range(len(tokenizer) - kinds, len(tokenizer))
+    length = source.choice((8, 16, 24, 32))
+    row_count = 16 if step < plan.lesson_steps + plan.ramp_steps else 8
+    rows: list[tuple[list[int], list[bool]]] = []
+    for _ in range(row_count):
+        words = source.choices(ordinary, k=length)
+        ids = [begin, user, *words, end, assistant, *words, end]
+        rows.append((ids, [False] * (length + 4) + [True] * (length + 1)))
+    return make_batches(rows, rows_per_batch=24, padding=end)
+
+
+def draw_batches(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
+    """Write and encode what ``step`` learns from: a copying lesson, then also conversations."""
+    batches = draw_lesson(plan, step, tokenizer)
+    story_share = min(1.0, (step - plan.lesson_steps) / plan.ramp_steps)
+    source = random.Random(f"train {plan.seed} {step} conversations")
+    rows: list[tuple[list[int], list[bool]]] = []
+    tokens = 0
+    while tokens < story_share * plan.tokens_per_step:
+        ids, is_said = encode_conversation(tokenizer, conversation(source))
+        rows.append((ids, is_said))
+        tokens += len(ids)
+    return batches + make_batches(rows, rows_per_batch=10, padding=_token(tokenizer.eos_token_id))
+
+
+def summed_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+    """Return the sum of the negative log-likelihoods (nats) of a batch's targets; a scalar."""
+    logits = model(input_ids=batch.inputs, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(),
+        batch.targets.flatten(),
+        ignore_index=_NOT_SAID,
+        reduction="sum",
+    )
+
+
+class Trainer:
+    """A training run at some step.
+
+    Call :meth:`step` until ``next_step`` is ``plan.steps``; :meth:`save_checkpoint` and
+    :meth:`load_checkpoint` carry a run over a restart.
+    """
+
+    def __init__(
+        self, plan: Plan, tokenizer: PreTrainedTokenizerFast, device: torch.device
+    ) -> None:
+        self.plan = plan
+        self.device = device
+        self.tokenizer = tokenizer
+        self.model = new_model(
+            plan.shape,
+            vocabulary=len(self.tokenizer),
+            begin_token=_token(self.tokenizer.bos_token_id),
+            end_token=_token(self.tokenizer.eos_token_id),
+            seed=plan.seed,
+        ).to(device)  # pyright: ignore[reportArgumentType]
+        named = list(self.model.named_parameters())
+        in_layers = [each for name, each in named if each.ndim == 2 and "embed" not in name]
+        others = [each for name, each in named if each.ndim != 2 or "embed" in name]
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "muon": Muon(in_layers, lr=plan.matrix_rate),
+            "adam": torch.optim.AdamW(
+                others, lr=plan.other_rate, betas=(0.9, 0.97), weight_decay=0.0
+            ),
+        }
+        self.next_step = 0
+
+    def step(self) -> float:
+        """Learn from the next step's conversations; return their mean loss in nats per token."""
+        batches = draw_batches(self.plan, self.next_step, self.tokenizer)
+        said = sum(int((batch.targets != _NOT_SAID).sum()) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            moved = Batch(batch.inputs.to(self.device), batch.targets.to(self.device))
+            loss = summed_loss(self.model, moved) / said
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        factor = self.plan.rate_factor(self.next_step)
+        rates = {"muon": self.plan.matrix_rate, "adam": self.plan.other_rate}
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name] * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        self.next_step += 1
+        return total
+
+    def save_checkpoint(self, path: Path) -> None:
+        """Write the weights, the optimisers' state and the step to ``path``, all or nothing."""
+        tensors = {
+            f"model/{name}": each.detach().clone() for name, each in self.model.named_parameters()
+        }
+        for optimizer_name, optimizer in self.optimizers.items():
+            for index, state in optimizer.state_dict()["state"].items():
+                for name, value in state.items():
+                    tensors[f"{optimizer_name}/{index}/{name}"] = value
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        safetensors.torch.save_file(
+            tensors,
+            unfinished,
+            metadata={"next_step": str(self.next_step), "plan": json.dumps(asdict(self.plan))},
+        )
+        unfinished.replace(path)
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Go on where ``path`` left off.
+
+        Raises:
+            ValueError: The checkpoint is of another plan; only its number of steps may differ.
+        """
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        if json.loads(metadata["plan"]) | {"steps": 0} != asdict(self.plan) | {"steps": 0}:
+            raise ValueError(f"The checkpoint {path} is of another plan: {metadata['plan']}")
+        states: dict[str, dict[int, dict[str, torch.Tensor]]] = {
+            name: {} for name in self.optimizers
+        }
+        parameters = dict(self.model.named_parameters())
+        for key, tensor in safetensors.torch.load_file(path).items():
+            owner, _, rest = key.partition("/")
+            if owner == "model":
+                parameters[rest].data.copy_(tensor)
+            else:
+                index, _, name = rest.partition("/")
+                states[owner].setdefault(int(index), {})[name] = tensor
+        for name, optimizer in self.optimizers.items():
+            groups: Any = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": states[name], "param_groups": groups})
+        self.next_step = int(metadata["next_step"])
+
+    def export(self, folder: Path) -> None:
+        """Write the model and its tokenizer as transformers loads them, in bfloat16."""
+        end_token = _token(self.tokenizer.eos_token_id)
+        # Weights of a rounded copy, so that a run may go on after an export.
+        rounded = LlamaForCausalLM(self.model.config)
+        rounded.load_state_dict(self.model.state_dict())
+        rounded = rounded.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+        rounded.generation_config = GenerationConfig(
+            bos_token_id=_token(self.tokenizer.bos_token_id),
+            eos_token_id=end_token,
+            pad_token_id=end_token,
+            max_new_tokens=400,
+        )
+        rounded.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _token(token: Any) -> int:
+    """Return a special token's id, which the tokenizer's types hold possibly absent."""
+    assert isinstance(token, int)
+    return token
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called ``name``: "auto", "cpu" or "cuda"."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the model, the report, the checkpoint.")],
+    seed: Annotated[int, typer.Option(help="Everything is drawn from it.")] = Plan.seed,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps in all.")] = Plan.steps,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch decides.")] = 0,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="In steps.")] = 100,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in OUT.")] = False,
+) -> None:
+    """Train the built-in model, then write it, its held-out perplexity and samples to OUT."""
+    # Not at the top: it needs this module's batches.
+    from p2pllm.builtin.evaluate import evaluate
+
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console()
+    trainer = Trainer(Plan(seed=seed, steps=steps), train_tokenizer(seed), choose_device(device))
+    checkpoint = out / CHECKPOINT_NAME
+    if resume and checkpoint.exists():
+        trainer.load_checkpoint(checkpoint)
+        console.print(f"Going on at step {trainer.next_step}.")
+    columns = (
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=steps, completed=trainer.next_step, loss=float("nan"))
+        smoothed: float | None = None
+        while trainer.next_step < steps:
+            loss = trainer.step()
+            smoothed = loss if smoothed is None else 0.95 * smoothed + 0.05 * loss
+            progress.update(task, completed=trainer.next_step, loss=smoothed)
+            if trainer.next_step % checkpoint_every == 0:
+                trainer.save_checkpoint(checkpoint)
+                if not console.is_terminal:
+                    console.print(f"step {trainer.next_step}: loss {smoothed:.3f}")
+    model_folder = out / "model"
+    trainer.export(model_folder)
+    report = evaluate(model_folder)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    console.print_json(data=report)
+
+
+if __name__ == "__main__":
+    typer.run(main)
