@@ -142,6 +142,8 @@ class Node:
         )
         # The time of the event in hand; what the machines' questions are answered for.
         self._now = now
+        # Whether what the holdings say was published; most events are steps, which change nothing.
+        self._holdings_said = False
         self._seen_revision = -1
         self._leaving = False
         self._farewell = False
@@ -192,6 +194,9 @@ class Node:
             self._blacklist,
         ):
             machine.check()
+        if self._holdings_said and not self._farewell:
+            assert self._swarm.own.holdings == self._holdings.holdings
+            assert self._swarm.own.models == self._holdings.models
 
     def restore(self, facts: Iterable[Signed[ModelFact]], *, now: float) -> list[Effect]:
         """Remember what the swarm served when this node last ran; proven by the shell."""
@@ -221,6 +226,7 @@ class Node:
             case GenerationCancelled():
                 return self._generations.cancel(event.session, now)
             case ModelResolved() | LayersLoaded() | LayersFailed():
+                self._holdings_said = False
                 return self._holdings.handle(event, now=now)
             case ModelAdded():
                 try:
@@ -235,6 +241,7 @@ class Node:
             case LeaveRequested():
                 self._leaving = True
                 effects = self._swarm.update_own(now=now, leaving=True)
+                self._holdings_said = False
                 self._holdings.leave()
                 effects += self._stage.leave(now)
                 return effects + self._generations.leave(now)
@@ -253,6 +260,7 @@ class Node:
 
     def _fire(self, now: float) -> list[Effect]:
         effects = self._swarm.fire(now=now)
+        self._holdings_said = False
         effects += self._holdings.handle(TimerFired(), now=now)
         effects += self._stage.fire(now)
         return effects + self._generations.fire(now)
@@ -262,6 +270,7 @@ class Node:
         effects: list[Effect] = []
         while self._seen_revision != self._swarm.revision:
             self._seen_revision = self._swarm.revision
+            self._holdings_said = False
             effects += self._holdings.observe(self._swarm.view(), now)
             effects += self._generations.view_changed(now)
             effects += self._publish(now)
@@ -276,7 +285,13 @@ class Node:
         return effects
 
     def _publish(self, now: float) -> list[Effect]:
-        self._stage.set_kv_capacity(self._kv_capacity_bytes())
+        effects: list[Effect] = []
+        if not self._holdings_said:
+            self._holdings_said = True
+            self._stage.set_kv_capacity(self._kv_capacity_bytes())
+            effects += self._swarm.update_own(
+                now=now, holdings=self._holdings.holdings, models=self._holdings.models
+            )
         load = Load(
             queue_steps=self._stage.queue_steps,
             sessions=self._stage.sessions,
@@ -284,9 +299,7 @@ class Node:
             # Rounded, so that a rate that fades is not news without end.
             tokens_per_s=round(self._stage.tokens_per_s(now), 1),
         )
-        return self._swarm.update_own(
-            now=now, holdings=self._holdings.holdings, models=self._holdings.models, load=load
-        )
+        return effects + self._swarm.update_load(load, now=now)
 
     def _kv_capacity_bytes(self) -> int:
         """What the weights held, or being loaded, leave of this node's memory."""
