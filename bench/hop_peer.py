@@ -101,7 +101,9 @@ class Streams:
 class _Plain(asyncio.Protocol):
     """Whole blocks of a fixed size over plain TCP: the least a hop can cost in this language."""
 
-    def __init__(self, size_bytes: int, receive: Callable[[asyncio.Transport, bytes], None]) -> None:
+    def __init__(
+        self, size_bytes: int, receive: Callable[[asyncio.Transport, bytes], None]
+    ) -> None:
         self._size_bytes = size_bytes
         self._receive = receive
         self._parts = bytearray()

@@ -148,7 +148,9 @@ async def running_swarm(
 ) -> AsyncGenerator[BenchSwarm, None]:
     """`count` nodes that serve the model at `reference`, each at most `layers_max` layers."""
     folder.mkdir()
-    nodes = [BenchNode(folder, f"{folder.name}-{number + 1}", environment) for number in range(count)]
+    nodes = [
+        BenchNode(folder, f"{folder.name}-{number + 1}", environment) for number in range(count)
+    ]
     limit = (*arguments, "--max-layers", str(layers_max))
     swarm = BenchSwarm(nodes)
     try:

@@ -140,9 +140,7 @@ async def _measure_speed(
         reference = f"{title}, transformers alone"
         finding.add(f"{title}, 1 node", unit, samples["one"], reference)
         finding.add(f"{title}, {NODES} nodes", unit, samples["many"], reference)
-    finding.add(
-        "decode step, 1 node", "ms", [1e3 / speed for speed in speeds["one"]]
-    )
+    finding.add("decode step, 1 node", "ms", [1e3 / speed for speed in speeds["one"]])
     finding.add(
         f"decode step, {NODES} nodes",
         "ms",
