@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -68,6 +69,7 @@ class Performer:
         clients: of generations.
         tasks: lives as long as the node.
         on_left: called once the node has left the swarm.
+        on_progress: told (what, bytes done, bytes in all) while weights are read.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Performer:
         clients: Clients,
         tasks: asyncio.TaskGroup,
         on_left: Callable[[], None],
+        on_progress: Callable[[str, int, int], None],
     ) -> None:
         self._self_id = self_id
         self._post = post
@@ -94,9 +97,20 @@ class Performer:
         self._clients = clients
         self._tasks = tasks
         self._on_left = on_left
+        self._on_progress = on_progress
 
     def perform(self, effect: Effect) -> None:
-        """Do one effect; never blocks."""
+        """Do one effect; never blocks, never raises.
+
+        What raises here is a bug, such as a message that breaks our own protocol. It is logged and
+        costs that effect: the core has timeouts for whatever does not come back.
+        """
+        try:
+            self._perform(effect)
+        except Exception:
+            log.exception("effect_failed", effect=type(effect).__name__)
+
+    def _perform(self, effect: Effect) -> None:
         match effect:
             case SendStream():
                 if effect.node == self._self_id:
@@ -143,7 +157,10 @@ class Performer:
 
     async def _load(self, effect: LoadLayers) -> None:
         try:
-            await self._engine.load_layers(effect.model, effect.layers)
+            what = f"{effect.model} layers {effect.layers}"
+            await self._engine.load_layers(
+                effect.model, effect.layers, partial(self._on_progress, what)
+            )
         except P2PLLMError as error:
             self._post(LayersFailed(effect.model, effect.layers, str(error)))
         except Exception as error:

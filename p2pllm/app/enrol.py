@@ -22,6 +22,9 @@ from p2pllm.security.storage import ensure_private_folder
 
 LOCK_FILE = "lock"
 
+TRY_ELSEWHERE = ("busy", "cannot_admit")
+"""Refusals that are about the member asked, not about the invite."""
+
 
 def wall_clock() -> datetime:
     """The wall clock, with its time zone."""
@@ -117,9 +120,9 @@ async def _join(
                     invite, identity, name, certificate, now=wall_clock
                 ),
             )
-        except InviteError:
-            raise
         except P2PLLMError as error:
+            if isinstance(error, InviteError) and error.code not in TRY_ELSEWHERE:
+                raise
             failure = error
             continue
         membership.save(folder)

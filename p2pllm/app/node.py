@@ -41,6 +41,7 @@ from p2pllm.app.enrol import (
 from p2pllm.app.gateway import CoreGateway
 from p2pllm.app.interfaces import reachable_addresses
 from p2pllm.app.models import BUILTIN, ModelLibrary, references
+from p2pllm.app.progress import ProgressDisplay
 from p2pllm.app.state import PEERS_MAX, NodeState, load_state, save_state
 from p2pllm.core.effects import Effect
 from p2pllm.core.events import (
@@ -53,7 +54,7 @@ from p2pllm.core.events import (
     TimerFired,
 )
 from p2pllm.core.node import CoreConfig, Node
-from p2pllm.domain.errors import AuthenticationError, ConfigurationError, P2PLLMError
+from p2pllm.domain.errors import ConfigurationError, P2PLLMError
 from p2pllm.domain.gossip import Bodies, Signed
 from p2pllm.domain.ids import NodeId, SwarmId
 from p2pllm.domain.messages import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Hello
@@ -202,7 +203,7 @@ async def _enter_swarm(config: NodeConfig) -> _Place:
 
 
 class _Signer:
-    """Signs what the core says; a load record leaves out the certificate, see `Signed`."""
+    """Signs what the core says."""
 
     def __init__(self, identity: NodeIdentity, certificate: bytes) -> None:
         self._signer = RecordSigner(identity, certificate, encode)
@@ -266,7 +267,12 @@ async def _run(
         )
         driver: Driver[Event, Effect] = Driver(node, lambda effect: perform(effect), TimerFired())
         stack.callback(driver.close)
-        library = ModelLibrary(references(), config.models, _FetchLog().fetched)
+        progress = stack.enter_context(ProgressDisplay())
+        library = ModelLibrary(
+            references(),
+            config.models,
+            lambda done, total, file: progress.show(f"downloading {file}", done, total),
+        )
         verifier = RecordVerifier(AuthorityCertificate(membership.authority), owner_of, wall_clock)
 
         def view() -> Any:
@@ -289,8 +295,7 @@ async def _run(
         )
 
         def exchange(certificate: bytes) -> EnrolmentServer:
-            if inviter is None:
-                raise AuthenticationError("this node cannot let anybody in")
+            assert inviter is not None
             return EnrolmentServer(
                 authority=inviter.authority,
                 invites=inviter.book,
@@ -301,11 +306,6 @@ async def _run(
                 random_bytes=secrets.token_bytes,
                 now=wall_clock,
             )
-
-        def identified(certificate: bytes) -> NodeId:
-            # OpenSSL has checked the chain; the dates are checked again, since a stream may be
-            # opened long after its context was made.
-            return identify(certificate)
 
         tls = (identity, membership.certificate, membership.authority, folder)
         streams = PeerStreams(
@@ -320,7 +320,7 @@ async def _run(
             server_context=server_context(*tls),
             client_context=client_context(*tls),
             own_certificate=membership.certificate,
-            identify=identified,
+            identify=identify,
             on_message=lambda sender, message: driver.post(StreamReceived(sender, message)),
             on_unreachable=lambda peer, detail: driver.post(PeerUnreachable(peer, detail)),
             enrolment=exchange if inviter is not None else None,
@@ -345,6 +345,7 @@ async def _run(
             clients=gateway,
             tasks=tasks,
             on_left=left.set,
+            on_progress=progress.show,
         )
         perform = performer.perform
         await stack.enter_async_context(streams)
@@ -464,16 +465,3 @@ async def _remember(folder: Path, state: NodeState, node: Node) -> None:
             warned = True
         else:
             state, warned = current, False
-
-
-class _FetchLog:
-    """Says how far a download is, every tenth of it."""
-
-    def __init__(self) -> None:
-        self._tenth = -1
-
-    def fetched(self, done_bytes: int, total_bytes: int, file: str) -> None:
-        tenth = 10 * done_bytes // max(1, total_bytes)
-        if tenth != self._tenth:
-            self._tenth = tenth
-            log.info("downloading", file=file, percent=10 * tenth, total_bytes=total_bytes)
