@@ -28,6 +28,7 @@ from p2pllm.core.timers import TimerKey, Timers
 from p2pllm.domain.gossip import (
     BODIES_MAX,
     DATAGRAM_BYTES_MAX,
+    DIGEST_BUCKETS,
     HEADLINES_MAX,
     PULL_MAX,
     SEAL_BYTES,
@@ -204,6 +205,7 @@ class Packer:
 
     Args:
         size_of: bytes of an item.
+        size: bytes taken already.
     """
 
     size_of: Callable[[GossipItem], int]
@@ -352,14 +354,15 @@ class Dissemination:
             del self._waiting[key]
         effects: list[Effect] = []
         for address, keys in asked.items():
-            for start in range(0, len(keys), PULL_MAX):
-                part = keys[start : start + PULL_MAX]
-                pull = Pull(
-                    records=tuple(NodeId(name) for kind, name in part if kind == NODE),
-                    loads=tuple(NodeId(name) for kind, name in part if kind == LOAD),
-                    facts=tuple(ModelId(name) for kind, name in part if kind == FACT),
-                )
-                effects.append(SendDatagram(address, pull))
+            part: list[TimerKey] = []
+            size = 0
+            for key in keys:
+                size += len(key[1]) + 2
+                if part and (size > NEWS_BYTES_MAX or len(part) >= PULL_MAX):
+                    effects.append(SendDatagram(address, _pull(part)))
+                    part, size = [], len(key[1]) + 2
+                part.append(key)
+            effects.append(SendDatagram(address, _pull(part)))
         return effects
 
     def pulled(self, source: Address, message: Pull, now: float) -> list[Effect]:
@@ -399,7 +402,7 @@ class Dissemination:
         if not buckets:
             return []
         effects: list[Effect] = []
-        packer = Packer(self._size_of)
+        packer = Packer(self._size_of, size=_BITS_BYTES)
         covered: list[int] = []
         # Another start each time, so that the limit does not always cut off the same buckets.
         start = int(now * 1_000) % len(buckets)
@@ -410,7 +413,7 @@ class Dissemination:
                 if item is None or packer.add(item):
                     continue
                 effects.append(SendDatagram(source, _entries(covered, packer)))
-                packer, covered = Packer(self._size_of), []
+                packer, covered = Packer(self._size_of, size=_BITS_BYTES), []
                 packer.add(item)
             if len(effects) >= self._config.sync_datagrams_max:
                 return effects
@@ -483,11 +486,21 @@ class Dissemination:
 
 _NO_NEWS = News()
 
+_BITS_BYTES = DIGEST_BUCKETS // 8 + 2
+
 
 def _size_of_integer(value: int) -> int:
     if value < 128:
         return 1
     return 1 + 2 ** math.ceil(math.log2(math.ceil(value.bit_length() / 8)))
+
+
+def _pull(keys: list[TimerKey]) -> Pull:
+    return Pull(
+        records=tuple(NodeId(name) for kind, name in keys if kind == NODE),
+        loads=tuple(NodeId(name) for kind, name in keys if kind == LOAD),
+        facts=tuple(ModelId(name) for kind, name in keys if kind == FACT),
+    )
 
 
 def _bodies(batch: list[tuple[str, SignedBody, Headline | None]]) -> Bodies:
