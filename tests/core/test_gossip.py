@@ -72,7 +72,8 @@ class Shelf:
 
 
 def talking(shelf: Shelf, **config: int) -> Dissemination:
-    machine = Dissemination(shelf, config=GossipConfig(**config), size_of=estimated_size)
+    chosen = GossipConfig(sync_first_s=5.0, **config)
+    machine = Dissemination(shelf, config=chosen, size_of=estimated_size)
     for node, version in shelf.versions.items():
         machine.announce((NODE, node), str(version), 0.0)
     for model in shelf.models:
@@ -302,6 +303,19 @@ def test_now_and_then_a_random_peer_is_asked_to_compare() -> None:
         assert isinstance(messages(machine.fire(5.0 * turn))[0], SyncDigest)
     machine.stop()
     assert machine.deadline() is None
+
+
+def test_a_newcomer_compares_often_at_first() -> None:
+    shelf = Shelf()
+    machine = Dissemination(shelf, config=GossipConfig(), size_of=estimated_size)
+    machine.wake(0.0)
+    times: list[float] = []
+    for _ in range(6):
+        now = machine.deadline()
+        assert now is not None
+        times.append(now)
+        machine.fire(now)
+    assert times == [0.5, 1.5, 3.5, 7.5, 12.5, 17.5]
 
 
 @pytest.mark.parametrize("value", [0, 127, 128, 255, 256, 65_535, 65_536, 2**32, 2**62])

@@ -280,6 +280,20 @@ def test_a_pause_of_this_process_proves_nothing_about_others() -> None:
     assert machine.awareness == 1
 
 
+def test_the_left_are_remembered_for_a_while_too() -> None:
+    machine = watching(config=MembershipConfig(tombstone_s=10.0))
+    machine.learn(replace(own_record(1, 1), leaving=True), 0.0)
+    machine.claim(claim(1, MemberState.LEFT), node_id(1), 0.0)
+    machine.fire(5.0)
+    machine.check()
+    peer = machine.peer(node_id(1))
+    assert peer is not None
+    assert not peer.shared
+    machine.fire(10.0)
+    assert machine.peer(node_id(1)) is None
+    assert machine.drain_forgotten() == [node_id(1)]
+
+
 def test_hints_help_only_where_nothing_better_is_known() -> None:
     machine = watching(1)
     machine.hint(node_id(1), address_of(1))

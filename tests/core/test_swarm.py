@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pllm.core import records
 from p2pllm.core.discovery import SEEDS_MAX
 from p2pllm.core.effects import Notify, SendDatagram, SendStream
 from p2pllm.core.events import DatagramReceived
@@ -483,6 +484,45 @@ def test_a_fact_from_the_future_is_refused_where_the_time_is_known() -> None:
     assert swarm.view().models == ()
     swarm.receive(from_peer(1, body), now=0.0)
     assert swarm.view().models == (spec(),)
+
+
+def test_full_facts_forget_the_oldest_removal_and_refuse_when_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(records, "FACTS_MAX", 1)
+    swarm = single()
+    swarm.add_model(spec("a"), wall_ms=1, now=0.0)
+    effects = swarm.add_model(spec("b"), wall_ms=2, now=0.0)
+    assert [e.event for e in effects if isinstance(e, Notify)] == ["record_refused"]
+    swarm.remove_model(ModelId("a"), wall_ms=3, now=0.0)
+    swarm.add_model(spec("b"), wall_ms=4, now=0.0)
+    assert swarm.view().models == (spec("b"),)
+    swarm.check()
+
+
+def test_the_own_record_as_it_stands_or_stood_moves_nothing() -> None:
+    swarm = single(incarnation=3)
+    for incarnation in (2, 3):
+        own = PlainSigner().node(own_record(0, incarnation))
+        swarm.receive(from_peer(1, Bodies(records=(own,))), now=0.0)
+    assert swarm.incarnation == 3
+
+
+def test_a_peer_learnt_and_forgotten_between_two_views_leaves_no_trace() -> None:
+    swarm = Swarm(
+        own_record(0, 1),
+        config=SwarmConfig(MembershipConfig(tombstone_s=5.0)),
+        sign=PlainSigner(),
+        random=SwarmWorld(1, 0).world.random("x"),
+        now=0.0,
+    )
+    swarm.view()
+    record = PlainSigner().node(own_record(1, 1))
+    dead = Headline(node_id(1), 1, 1, 0, MemberState.DEAD, None, 9)
+    swarm.receive(from_peer(2, Bodies(records=(record,), news=News((dead,)))), now=1.0)
+    swarm.fire(now=1.0)
+    assert [member.record.node for member in swarm.view().members] == [node_id(0)]
+    swarm.check()
 
 
 # -- discovery and addresses
