@@ -781,6 +781,7 @@ class Swarm:
     def _refresh(self, node: NodeId) -> None:
         signed = self._store.node(node)
         if signed is None:
+            # It may have been learnt and forgotten between two views.
             if self._members.pop(node, None) is not None:
                 self._order.remove(node)
             return
