@@ -14,14 +14,17 @@ from p2pllm.core.discovery import SEEDS_MAX
 from p2pllm.core.effects import Notify, SendDatagram, SendStream
 from p2pllm.core.events import DatagramReceived
 from p2pllm.core.membership import MembershipConfig
-from p2pllm.core.swarm import Load, Swarm, SwarmConfig
+from p2pllm.core.swarm import RECORD_BYTES_MAX, Load, Swarm, SwarmConfig
 from p2pllm.domain.errors import ClientError, ModelNotFoundError
 from p2pllm.domain.gossip import Bodies, Gossip, Headline, News, Ping, Pull
 from p2pllm.domain.ids import ModelId
+from p2pllm.domain.layers import LayerRange
 from p2pllm.domain.messages import StreamProbe, StreamProbeAck
 from p2pllm.domain.models import LayerRun, ModelSpec
 from p2pllm.domain.records import (
     INCARNATION_MAX,
+    Holding,
+    HoldingState,
     HybridTime,
     MemberState,
     ModelFact,
@@ -607,3 +610,32 @@ def test_a_seed_replays_exactly_under_any_hash_seed() -> None:
             check=True,
         )
         assert done.stdout.strip() == here
+
+
+def test_a_record_too_long_for_a_datagram_leaves_out_what_is_missed_least() -> None:
+    swarm = single()
+    models = tuple(ModelId("a-rather-long-name-of-a-model-" * 2 + str(n)) for n in range(8))
+    ready = tuple(Holding(m, LayerRange(0, 4), HoldingState.READY) for m in models[:2])
+    loading = tuple(Holding(m, LayerRange(4, 8), HoldingState.LOADING) for m in models[:6])
+    swarm.update_own(now=1.0, holdings=ready + loading, models=models)
+    said = swarm.own
+    assert said.holdings == ready
+    assert set(models[:2]) <= set(said.models) < set(models)
+    assert len(PlainSigner().node(said).payload) <= RECORD_BYTES_MAX
+    swarm.check()
+    version = said.version
+    swarm.update_own(now=2.0, holdings=ready + loading, models=models)
+    assert swarm.own.version == version, "the same wish is no news"
+    swarm.update_own(now=3.0, holdings=ready, models=models[:2])
+    assert swarm.own.models == models[:2]
+
+
+def test_a_record_is_shortened_to_nothing_rather_than_sent_too_long() -> None:
+    swarm = single()
+    addresses = tuple(address_of(n) for n in range(6))
+    models = tuple(ModelId("m" * 120 + str(n)) for n in range(6))
+    held = tuple(Holding(m, LayerRange(0, 4), HoldingState.READY) for m in models)
+    swarm.update_own(now=1.0, addresses=addresses, holdings=held, models=models)
+    assert len(swarm.own.addresses) == 2
+    assert len(PlainSigner().node(swarm.own).payload) <= RECORD_BYTES_MAX
+    swarm.check()

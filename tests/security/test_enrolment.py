@@ -380,7 +380,7 @@ def test_a_server_that_speaks_out_of_turn_is_cut_off(
         client.receive(offer)
 
 
-@pytest.mark.parametrize("message", [PROOF, GRANT, OFFER, EnrolRefusal("cannot_admit", "ask another")])
+@pytest.mark.parametrize("message", [PROOF, GRANT, OFFER, EnrolRefusal("busy", "later")])
 def test_a_joiner_that_speaks_out_of_turn_is_cut_off(
     world: World, message: EnrolmentMessage
 ) -> None:
