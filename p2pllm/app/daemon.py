@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from rich.console import Console
@@ -87,10 +87,20 @@ def configure_logging() -> None:
             else _render_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _StandardError())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+
+
+class _StandardError:
+    """Whatever standard error is at the moment: progress bars put themselves in between."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def _render_json(logger: Any, name: str, event: MutableMapping[str, Any]) -> str | bytes:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import structlog
 
 from p2pllm.app.models import ModelLibrary
+from p2pllm.app.progress import ProgressDisplay
 from p2pllm.core.effects import (
     DropLayers,
     Effect,
@@ -69,7 +70,7 @@ class Performer:
         clients: of generations.
         tasks: lives as long as the node.
         on_left: called once the node has left the swarm.
-        on_progress: told (what, bytes done, bytes in all) while weights are read.
+        progress: shown while weights are read.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Performer:
         clients: Clients,
         tasks: asyncio.TaskGroup,
         on_left: Callable[[], None],
-        on_progress: Callable[[str, int, int], None],
+        progress: ProgressDisplay,
     ) -> None:
         self._self_id = self_id
         self._post = post
@@ -97,7 +98,7 @@ class Performer:
         self._clients = clients
         self._tasks = tasks
         self._on_left = on_left
-        self._on_progress = on_progress
+        self._progress = progress
 
     def perform(self, effect: Effect) -> None:
         """Do one effect; never blocks, never raises.
@@ -156,10 +157,10 @@ class Performer:
         self._post(finished)
 
     async def _load(self, effect: LoadLayers) -> None:
+        what = f"{effect.model} layers {effect.layers}"
         try:
-            what = f"{effect.model} layers {effect.layers}"
             await self._engine.load_layers(
-                effect.model, effect.layers, partial(self._on_progress, what)
+                effect.model, effect.layers, partial(self._progress.show, what)
             )
         except P2PLLMError as error:
             self._post(LayersFailed(effect.model, effect.layers, str(error)))
@@ -170,6 +171,8 @@ class Performer:
         else:
             log.info("layers_loaded", model=effect.model, layers=str(effect.layers))
             self._post(LayersLoaded(effect.model, effect.layers))
+        finally:
+            self._progress.finish(what)
 
     async def _resolve(self, spec: ModelSpec) -> None:
         try:

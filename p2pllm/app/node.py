@@ -268,11 +268,13 @@ async def _run(
         driver: Driver[Event, Effect] = Driver(node, lambda effect: perform(effect), TimerFired())
         stack.callback(driver.close)
         progress = stack.enter_context(ProgressDisplay())
-        library = ModelLibrary(
-            references(),
-            config.models,
-            lambda done, total, file: progress.show(f"downloading {file}", done, total),
-        )
+
+        def fetched(done_bytes: int, total_bytes: int, _file: str) -> None:
+            progress.show("download", done_bytes, total_bytes)
+            if done_bytes >= total_bytes:
+                progress.finish("download")
+
+        library = ModelLibrary(references(), config.models, fetched)
         verifier = RecordVerifier(AuthorityCertificate(membership.authority), owner_of, wall_clock)
 
         def view() -> Any:
@@ -345,7 +347,7 @@ async def _run(
             clients=gateway,
             tasks=tasks,
             on_left=left.set,
-            on_progress=progress.show,
+            progress=progress,
         )
         perform = performer.perform
         await stack.enter_async_context(streams)

@@ -1,4 +1,4 @@
-"""Shows how far downloads and loads are: bars on a terminal, a line per quarter elsewhere."""
+"""Shows how far long downloads and loads are: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from rich.progress import (
 log: structlog.stdlib.BoundLogger = structlog.get_logger("p2pllm")
 
 QUARTERS = 4
+SHOWN_BYTES_MIN = 64 * 2**20
+"""What is smaller is done before anybody could read about it."""
 
 
 class ProgressDisplay:
-    """Progress of several things at once; `async with` or `with` not needed before the first.
+    """Progress of several things at once; `with` makes sure that no bar is left behind.
 
     Args:
         on_terminal: draw bars; None finds out by standard error.
@@ -56,17 +58,31 @@ class ProgressDisplay:
         if self._bars is not None:
             self._bars.stop()
 
+    @property
+    def shown(self) -> list[str]:
+        """What has a bar now."""
+        return list(self._tasks)
+
     def show(self, what: str, done_bytes: int, total_bytes: int) -> None:
-        """Say how far `what` is; done when both are equal."""
+        """Say how far `what` is. The total may be a guess; `finish` ends it."""
+        if total_bytes < SHOWN_BYTES_MIN:
+            return
         if self._bars is not None:
             self._draw(self._bars, what, done_bytes, total_bytes)
             return
-        quarter = QUARTERS * done_bytes // max(1, total_bytes)
+        quarter = QUARTERS * done_bytes // total_bytes
         if quarter > self._logged.get(what, 0):
             log.info("progress", what=what, percent=100 * quarter // QUARTERS, of_bytes=total_bytes)
         self._logged[what] = quarter
-        if done_bytes >= total_bytes:
-            self._logged.pop(what, None)
+
+    def finish(self, what: str) -> None:
+        """`what` has ended, well or not."""
+        self._logged.pop(what, None)
+        task = self._tasks.pop(what, None)
+        if self._bars is not None and task is not None:
+            self._bars.remove_task(task)
+            if not self._tasks:
+                self._bars.stop()
 
     def _draw(self, bars: Progress, what: str, done_bytes: int, total_bytes: int) -> None:
         if what not in self._tasks:
@@ -74,7 +90,3 @@ class ProgressDisplay:
                 bars.start()
             self._tasks[what] = bars.add_task(what, total=total_bytes)
         bars.update(self._tasks[what], completed=done_bytes, total=total_bytes)
-        if done_bytes >= total_bytes:
-            bars.remove_task(self._tasks.pop(what))
-            if not self._tasks:
-                bars.stop()
