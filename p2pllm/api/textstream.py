@@ -75,8 +75,9 @@ class Detokeniser:
         """Give out what can be of a pending list that became too long.
 
         Special tokens have no text: they are dropped, and what they stood among may still become a
-        character. Otherwise the tokens hold bytes that are no characters. They are cut in two where both halves decode as they do together: had the cut
-        split a character, the halves would show more replacements than the whole.
+        character. Otherwise the tokens hold bytes that are no characters. They are cut in two where
+        both halves decode as they do together: had the cut split a character, the halves would
+        show more replacements than the whole.
         """
         if not text:
             if self._context:
