@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +11,7 @@ from p2pllm import __version__
 from p2pllm.api.gateway import ServedModel
 from p2pllm.api.models import model_json, ranges_json
 from p2pllm.api.status import status_json
-from p2pllm.app.enrol import wall_clock
+from p2pllm.app.enrol import wall_clock, wall_ms
 from p2pllm.app.models import ModelLibrary
 from p2pllm.core.capacity import PlacementConfig
 from p2pllm.core.events import Event, ModelAdded, ModelRemoved
@@ -23,7 +23,6 @@ from p2pllm.domain.errors import (
     ModelRefusedError,
 )
 from p2pllm.domain.ids import ModelId, NodeId, SwarmId
-from p2pllm.domain.models import ModelSpec
 from p2pllm.domain.records import (
     MODELS_MAX,
     WALL_MS_MAX,
@@ -176,11 +175,6 @@ class CoreControl:
             uses=uses, lifetime=timedelta(seconds=lifetime_s), now=wall_clock()
         )
         return format_invite(Invite(self._swarm, secret, self._addresses()))
-
-
-def wall_ms() -> int:
-    """Wall time in milliseconds since 1970."""
-    return int(wall_clock().timestamp() * 1000)
 
 
 def _as_if_served(view: SwarmView, spec: ModelSpec) -> SwarmView:
