@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from p2pllm.domain.errors import (
     ModelRefusedError,
 )
 from p2pllm.domain.ids import ModelId, NodeId, SwarmId
+from p2pllm.domain.models import ModelSpec
 from p2pllm.domain.records import (
     MODELS_MAX,
     WALL_MS_MAX,
