@@ -21,6 +21,8 @@ from bench.machine import look_at_machine
 from bench.report import print_machine, to_json, to_table
 from p2pllm.domain.errors import P2PLLMError
 
+WIDTH = 140
+
 Measure = Callable[[argparse.Namespace], Awaitable[list[Finding]]]
 
 QUESTIONS: dict[str, Measure] = {
@@ -60,7 +62,11 @@ def main(arguments: list[str]) -> int:
             else "--runs and --rounds must be at least 1, --tokens at least 2"
         )
     started_s = time.monotonic()
-    messages = Console(stderr=True)
+    messages = Console(stderr=True, soft_wrap=True)
+    console = Console()
+    # In a file or a pipe, lines need not fit a terminal of 80 columns.
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     machine = look_at_machine()
     print_machine(messages, machine)
     findings: list[Finding] = []
@@ -70,7 +76,7 @@ def main(arguments: list[str]) -> int:
             findings += found
             if not options.json:
                 for finding in found:
-                    Console().print(to_table(finding))
+                    console.print(to_table(finding))
     except P2PLLMError as error:
         messages.print(f"error: {error}", style="red", highlight=False, markup=False)
         return 1

@@ -1,4 +1,4 @@
-"""Models to measure with: the built-in one, and a larger one with random weights made on the fly."""
+"""Models to measure with: the built-in one, and a larger random one made on the fly."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def random_llama(folder: Path, *, hidden: int = 512, layers: int = 12, seed: int
     """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     built_in = builtin_model()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(

@@ -147,7 +147,7 @@ async def running_swarm(
     environment: dict[str, str] | None = None,
 ) -> AsyncGenerator[BenchSwarm, None]:
     """`count` nodes that serve the model at `reference`, each at most `layers_max` layers."""
-    folder.mkdir()
+    await asyncio.to_thread(folder.mkdir)
     nodes = [
         BenchNode(folder, f"{folder.name}-{number + 1}", environment) for number in range(count)
     ]

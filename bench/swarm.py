@@ -1,7 +1,7 @@
 """What does a swarm cost, beside transformers alone on the same machine?
 
-Three swarms' worth of processes run side by side and take turns, so that whatever else the machine
-does hits all alike: three nodes, one node, one process with transformers alone, and one that has
+Four kinds of processes run side by side and take turns, so that whatever else the machine does
+hits all alike: three nodes, one node, one process with transformers alone, and one that has
 only imported torch and transformers. In each run each of the first three tells the same greedy
 continuation of the same token ids; that they tell the same is checked.
 """
