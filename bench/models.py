@@ -31,11 +31,6 @@ class BenchModel:
     layer_bytes: tuple[int, ...]
     vocabulary: int
 
-    @property
-    def size_bytes(self) -> int:
-        """All weights in float32, a tied head counted twice, as two nodes hold it."""
-        return sum(self.layer_bytes)
-
 
 def builtin_model() -> BenchModel:
     """The one that is shipped."""

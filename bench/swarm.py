@@ -195,14 +195,13 @@ def _measure_memory(
         for node in swarm.nodes
     ]
     # Between generations no cache is held, so what is beyond the weights is the program's.
-    tied_once = model.size_bytes if not _is_tied(model) else model.size_bytes - _head_bytes(model)
     for kind in ("rss", "pss", "uss"):
         base = f"{kind.upper()}, torch and transformers imported"
         finding.add(base, "MiB", [bare[kind] / MIB])
         finding.add(
             f"{kind.upper()} beyond weights, transformers alone",
             "MiB",
-            [(reference[kind] - tied_once) / MIB],
+            [(reference[kind] - _size_bytes(model)) / MIB],
             base,
         )
         finding.add(
@@ -221,6 +220,10 @@ def _is_tied(model: BenchModel) -> bool:
 def _head_bytes(model: BenchModel) -> int:
     config = json.loads((model.folder / "config.json").read_text())
     return int(config["hidden_size"]) * model.vocabulary * 4
+
+
+def _size_bytes(model: BenchModel) -> int:
+    return _held_bytes(model, [[0, model.layers]])
 
 
 def _held_bytes(model: BenchModel, ranges: list[list[int]]) -> int:

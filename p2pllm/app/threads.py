@@ -1,4 +1,4 @@
-"""How torch's threads wait for each other.
+"""How many threads torch gets, and how they wait for each other.
 
 An operation on the CPU is split among OpenMP threads, which by default spin for milliseconds when
 they have nothing to do, since they expect the next operation at once. A decode step is hundreds of
@@ -10,7 +10,10 @@ docs/performance.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import MutableMapping
+
+import psutil
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """Of the OpenMP standard: both GNU's and LLVM's runtimes, of which torch brings one, read it."""
@@ -23,3 +26,12 @@ def let_threads_sleep(environment: MutableMapping[str, str]) -> None:
     """
     if not any(name in environment for name in (WAIT_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         environment[WAIT_POLICY] = "PASSIVE"
+
+
+def default_threads() -> int:
+    """One for each physical core that this process may use, at least 1.
+
+    Decoding waits for memory, so the second hardware thread of a core has nothing to add.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, usable or 1))

@@ -40,7 +40,7 @@ def node(
         int | None, typer.Option(min=1, help="Hold at most this many layers.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads for torch. [default: one per core]")
+        int | None, typer.Option(min=1, help="Threads for torch. [default: one per physical core]")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from p2pllm.app.threads import let_threads_sleep
+from p2pllm.app import threads
+from p2pllm.app.threads import default_threads, let_threads_sleep
 
 
 def test_waiting_threads_sleep_unless_told_otherwise() -> None:
@@ -27,3 +28,16 @@ def test_the_command_line_is_read_before_torch_is_imported() -> None:
         "import sys; import p2pllm.cli.main, p2pllm.app.threads; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("physical", "usable", "expected"), [(8, 16, 8), (8, 2, 2), (None, 4, 1), (4, 4, 4)]
+)
+def test_every_physical_core_that_may_be_used_gets_a_thread(
+    monkeypatch: pytest.MonkeyPatch, physical: int | None, usable: int, expected: int
+) -> None:
+    monkeypatch.setattr(threads.psutil, "cpu_count", lambda logical: physical)
+    monkeypatch.setattr(
+        threads.os, "sched_getaffinity", lambda pid: set(range(usable)), raising=False
+    )
+    assert default_threads() == expected
