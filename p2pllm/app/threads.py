@@ -34,4 +34,6 @@ def default_threads() -> int:
     Decoding waits for memory, so the second hardware thread of a core has nothing to add.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, usable or 1))
+    usable = usable or 1
+    # Not every system says how many of its cores are physical.
+    return max(1, min(psutil.cpu_count(logical=False) or usable, usable))

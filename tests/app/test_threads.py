@@ -31,7 +31,7 @@ def test_the_command_line_is_read_before_torch_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("physical", "usable", "expected"), [(8, 16, 8), (8, 2, 2), (None, 4, 1), (4, 4, 4)]
+    ("physical", "usable", "expected"), [(8, 16, 8), (8, 2, 2), (None, 4, 4), (4, 4, 4)]
 )
 def test_every_physical_core_that_may_be_used_gets_a_thread(
     monkeypatch: pytest.MonkeyPatch, physical: int | None, usable: int, expected: int
