@@ -12,6 +12,7 @@ from p2pllm.core.events import DatagramReceived, Event, StreamReceived, TimerFir
 from p2pllm.core.gossip import HEADER_BYTES, estimated_size
 from p2pllm.core.swarm import Swarm, SwarmConfig
 from p2pllm.domain.gossip import (
+    DATAGRAM_BYTES_MAX,
     SEAL_BYTES,
     Bodies,
     FactHeadline,
@@ -223,16 +224,18 @@ def own_record(number: int, incarnation: int) -> NodeRecord:
 
 
 def datagram_size(message: GossipMessage) -> int:
-    """About how many bytes `message` takes once it is sealed."""
-    size = SEAL_BYTES + HEADER_BYTES
+    """About how many bytes `message` takes once it is sealed; asserts that a datagram may be so."""
+    size = SEAL_BYTES + HEADER_BYTES + _content_size(message)
+    assert size <= DATAGRAM_BYTES_MAX, f"{size} bytes: {message}"
+    return size
+
+
+def _content_size(message: GossipMessage) -> int:
     if isinstance(message, SyncDigest):
-        return size + len(message.hashes)
+        return len(message.hashes)
     if isinstance(message, Pull):
-        return (
-            size
-            + 34 * (len(message.records) + len(message.loads))
-            + sum(len(model) for model in message.facts)
-        )
+        return sum(len(name) + 2 for name in (*message.records, *message.loads, *message.facts))
+    size = 0
     if isinstance(message, Bodies):
         items = (*message.records, *message.loads, *message.facts)
         size += sum(estimated_size(item) for item in items)

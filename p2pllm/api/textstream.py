@@ -74,15 +74,24 @@ class Detokeniser:
     def _relieve(self, text: str) -> str:
         """Give out what can be of a pending list that became too long.
 
-        Special tokens have no text: they are dropped. Otherwise the tokens hold bytes that are no
-        characters. They are cut in two where both halves decode as they do together: had the cut
-        split a character, the halves would show more replacements than the whole.
+        Special tokens have no text: they are dropped, and what they stood among may still become a
+        character. Otherwise the tokens hold bytes that are no characters. They are cut in two where
+        both halves decode as they do together: had the cut split a character, the halves would
+        show more replacements than the whole.
         """
         if not text:
             if self._context:
                 self._pending.clear()
             else:
                 self._settle(len(self._pending))
+            return ""
+        before = len(self._pending)
+        for place in range(before - 1, -1, -1):
+            token = self._pending.pop(place)
+            # A token that is nothing alone may still be a space among others.
+            if self._decode([token]) or self._pending_text() != text:
+                self._pending.insert(place, token)
+        if len(self._pending) < before:
             return ""
         for count in range(len(self._pending) - 1, 0, -1):
             tail = self._decode(self._pending[count:])

@@ -11,17 +11,36 @@ from p2pllm import __version__
 from p2pllm.api.gateway import ServedModel
 from p2pllm.api.models import model_json, ranges_json
 from p2pllm.api.status import status_json
-from p2pllm.app.enrol import wall_clock
+from p2pllm.app.enrol import wall_clock, wall_ms
 from p2pllm.app.models import ModelLibrary
 from p2pllm.core.capacity import PlacementConfig
 from p2pllm.core.events import Event, ModelAdded, ModelRemoved
 from p2pllm.core.placement import plan, what_changes
-from p2pllm.domain.errors import AuthenticationError, ClientError, ModelNotFoundError
-from p2pllm.domain.ids import ModelId, SwarmId
+from p2pllm.domain.errors import (
+    AuthenticationError,
+    ClientError,
+    ModelNotFoundError,
+    ModelRefusedError,
+)
+from p2pllm.domain.ids import ModelId, NodeId, SwarmId
 from p2pllm.domain.models import ModelSpec
-from p2pllm.domain.records import MODELS_MAX, Address, SwarmView
+from p2pllm.domain.records import (
+    MODELS_MAX,
+    WALL_MS_MAX,
+    Address,
+    HybridTime,
+    ModelFact,
+    SwarmView,
+)
 from p2pllm.security.authority import SwarmAuthority
 from p2pllm.security.invites import Invite, InviteBook, format_invite
+from p2pllm.wire.codec import encode
+
+FACT_BYTES_MAX = 700
+"""Of an encoded model fact: with signature and certificate it must fit into one datagram."""
+
+LATEST = HybridTime(WALL_MS_MAX, 2**31, NodeId("f" * 32))
+"""The longest stamp, for sizing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +114,12 @@ class CoreControl:
                 f"the swarm serves {MODELS_MAX} models already; remove one with "
                 "`p2pllm models rm` first"
             )
+        size_bytes = len(encode(ModelFact(found.spec.id, LATEST, found.spec)))
+        if size_bytes > FACT_BYTES_MAX:
+            raise ModelRefusedError(
+                f"{found.spec.id} takes {size_bytes} bytes to describe, {FACT_BYTES_MAX} fit into "
+                "a datagram; serve it from a folder with a shorter path or under a shorter name"
+            )
         self._post(ModelAdded(found.spec, wall_ms()))
         return next(model_json(model) for model in self._models() if model.spec.id == found.spec.id)
 
@@ -151,11 +176,6 @@ class CoreControl:
             uses=uses, lifetime=timedelta(seconds=lifetime_s), now=wall_clock()
         )
         return format_invite(Invite(self._swarm, secret, self._addresses()))
-
-
-def wall_ms() -> int:
-    """Wall time in milliseconds since 1970."""
-    return int(wall_clock().timestamp() * 1000)
 
 
 def _as_if_served(view: SwarmView, spec: ModelSpec) -> SwarmView:

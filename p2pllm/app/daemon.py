@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO, cast
 
 import structlog
 from rich.console import Console
@@ -65,6 +67,7 @@ def _greet(config: NodeConfig, info: NodeInformation) -> None:
             "its prompts.\nUse --open on a network you trust only.",
             style="bold red",
         )
+        console.print(f"They join with: p2pllm node --join {info.addresses[0]}")
     sys.stdout.flush()
 
 
@@ -76,16 +79,33 @@ def configure_logging() -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(sort_keys=False)
+            # Plain tracebacks: rich ones show local variables, and with them prompts.
+            structlog.dev.ConsoleRenderer(
+                sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+            )
             if on_terminal
-            else structlog.processors.JSONRenderer(),
+            else _render_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _StandardError())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+
+
+class _StandardError:
+    """Whatever standard error is at the moment: progress bars put themselves in between."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _render_json(logger: Any, name: str, event: MutableMapping[str, Any]) -> str | bytes:
+    event = structlog.processors.format_exc_info(logger, name, event)
+    return structlog.processors.JSONRenderer()(logger, name, event)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
 
 from p2pllm.app.models import ModelLibrary
+from p2pllm.app.progress import ProgressDisplay
 from p2pllm.core.effects import (
     DropLayers,
     Effect,
@@ -68,6 +70,7 @@ class Performer:
         clients: of generations.
         tasks: lives as long as the node.
         on_left: called once the node has left the swarm.
+        progress: shown while weights are read.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Performer:
         clients: Clients,
         tasks: asyncio.TaskGroup,
         on_left: Callable[[], None],
+        progress: ProgressDisplay,
     ) -> None:
         self._self_id = self_id
         self._post = post
@@ -94,9 +98,20 @@ class Performer:
         self._clients = clients
         self._tasks = tasks
         self._on_left = on_left
+        self._progress = progress
 
     def perform(self, effect: Effect) -> None:
-        """Do one effect; never blocks."""
+        """Do one effect; never blocks, never raises.
+
+        What raises here is a bug, such as a message that breaks our own protocol. It is logged and
+        costs that effect: the core has timeouts for whatever does not come back.
+        """
+        try:
+            self._perform(effect)
+        except Exception:
+            log.exception("effect_failed", effect=type(effect).__name__)
+
+    def _perform(self, effect: Effect) -> None:
         match effect:
             case SendStream():
                 if effect.node == self._self_id:
@@ -142,8 +157,11 @@ class Performer:
         self._post(finished)
 
     async def _load(self, effect: LoadLayers) -> None:
+        what = f"{effect.model} layers {effect.layers}"
         try:
-            await self._engine.load_layers(effect.model, effect.layers)
+            await self._engine.load_layers(
+                effect.model, effect.layers, partial(self._progress.show, what)
+            )
         except P2PLLMError as error:
             self._post(LayersFailed(effect.model, effect.layers, str(error)))
         except Exception as error:
@@ -153,6 +171,8 @@ class Performer:
         else:
             log.info("layers_loaded", model=effect.model, layers=str(effect.layers))
             self._post(LayersLoaded(effect.model, effect.layers))
+        finally:
+            self._progress.finish(what)
 
     async def _resolve(self, spec: ModelSpec) -> None:
         try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from p2pllm.app.config import NodeConfig, parse_address
 from p2pllm.app.state import NodeState, load_state, save_state
 from p2pllm.domain.errors import ConfigurationError, InviteError, P2PLLMError
 from p2pllm.domain.ids import NodeId, SwarmId
@@ -22,10 +24,18 @@ from p2pllm.security.storage import ensure_private_folder
 
 LOCK_FILE = "lock"
 
+TRY_ELSEWHERE = ("busy", "cannot_admit")
+"""Refusals that are about the member asked, not about the invite."""
+
 
 def wall_clock() -> datetime:
     """The wall clock, with its time zone."""
     return datetime.now(UTC)
+
+
+def wall_ms() -> int:
+    """Wall time in milliseconds since 1970."""
+    return int(wall_clock().timestamp() * 1000)
 
 
 def lock_folder(folder: Path) -> FileLock:
@@ -45,6 +55,64 @@ def lock_folder(folder: Path) -> FileLock:
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be used: {error.strerror}") from None
     return lock
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node's keys and its place in a swarm, ready for one run.
+
+    Attributes:
+        identity: the node's key.
+        membership: its certificate and the swarm's keys, with the epoch of this run.
+        authority: the swarm's own key, where this node has it.
+        founded: whether the swarm was made just now.
+        bootstrap: addresses of members that the owner named.
+    """
+
+    identity: NodeIdentity
+    membership: Membership
+    authority: SwarmAuthority | None
+    founded: bool
+    bootstrap: tuple[Address, ...]
+
+
+async def enter_swarm(config: NodeConfig) -> Place:
+    """The place this node has in a swarm, or gets by an invite, or founds for itself.
+
+    Raises:
+        InviteError: an invite was needed, and refused.
+        ConfigurationError: the folder cannot be used, or is another swarm's.
+    """
+    folder = config.data_dir
+    identity = NodeIdentity.load_or_create(folder)
+    invites = [parse_invite(text) for text in config.join if text.lstrip().startswith("p2p")]
+    bootstrap = tuple(
+        parse_address(text) for text in config.join if not text.lstrip().startswith("p2p")
+    )
+    authority = SwarmAuthority.load(folder)
+    membership = load_membership(folder, identity)
+    founded = False
+    if membership is not None:
+        for invite in invites:
+            check_same_swarm(membership, invite, folder)
+        if authority is not None and membership.needs_renewal(wall_clock()):
+            certificate = authority.issue(identity.public_key, now=wall_clock())
+            membership = replace(membership, certificate=certificate)
+    if membership is None or membership.is_expired(wall_clock()):
+        if invites:
+            invite = replace(invites[0], addresses=(*invites[0].addresses, *bootstrap))
+            membership = await join_by_invite(folder, identity, invite, config.name)
+        elif membership is not None:
+            raise ConfigurationError(
+                "this node's membership has expired; join again with --join INVITE"
+            )
+        elif bootstrap:
+            membership = await join_open(folder, identity, bootstrap, config.name)
+        else:
+            authority, membership = found(folder, identity)
+            founded = True
+    membership = membership.begin_boot(folder, wall_ms())
+    return Place(identity, membership, authority, founded, bootstrap)
 
 
 async def enrol_with_invite(folder: Path, text: str, name: str) -> tuple[NodeId, SwarmId]:
@@ -117,9 +185,9 @@ async def _join(
                     invite, identity, name, certificate, now=wall_clock
                 ),
             )
-        except InviteError:
-            raise
         except P2PLLMError as error:
+            if isinstance(error, InviteError) and error.code not in TRY_ELSEWHERE:
+                raise
             failure = error
             continue
         membership.save(folder)

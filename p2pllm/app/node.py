@@ -9,15 +9,13 @@ core made, driver, streams, datagrams, mDNS, HTTP API
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import os
 import random
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +25,17 @@ import structlog
 from p2pllm import __version__
 from p2pllm.api.metrics import Metrics
 from p2pllm.api.server import ApiServer
-from p2pllm.app.config import NodeConfig, is_loopback, parse_address
-from p2pllm.app.control import CoreControl, Inviter, wall_ms
+from p2pllm.app.config import NodeConfig, is_loopback
+from p2pllm.app.control import CoreControl, Inviter
 from p2pllm.app.effects import Performer
-from p2pllm.app.enrol import (
-    check_same_swarm,
-    found,
-    join_by_invite,
-    join_open,
-    lock_folder,
-    wall_clock,
-)
+from p2pllm.app.enrol import Place, enter_swarm, lock_folder, wall_clock, wall_ms
 from p2pllm.app.gateway import CoreGateway
 from p2pllm.app.interfaces import reachable_addresses
+from p2pllm.app.memory import proven_facts, remember
 from p2pllm.app.models import BUILTIN, ModelLibrary, references
-from p2pllm.app.state import PEERS_MAX, NodeState, load_state, save_state
+from p2pllm.app.progress import ProgressDisplay
+from p2pllm.app.state import load_state, save_state
+from p2pllm.app.threads import default_threads
 from p2pllm.core.effects import Effect
 from p2pllm.core.events import (
     DatagramReceived,
@@ -53,14 +47,13 @@ from p2pllm.core.events import (
     TimerFired,
 )
 from p2pllm.core.node import CoreConfig, Node
-from p2pllm.domain.errors import AuthenticationError, ConfigurationError, P2PLLMError
-from p2pllm.domain.gossip import Bodies, Signed
+from p2pllm.domain.errors import P2PLLMError
+from p2pllm.domain.gossip import Signed
 from p2pllm.domain.ids import NodeId, SwarmId
 from p2pllm.domain.messages import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Hello
 from p2pllm.domain.records import (
     Address,
     LoadRecord,
-    MemberState,
     ModelFact,
     NodeRecord,
 )
@@ -70,25 +63,19 @@ from p2pllm.net.driver import Driver
 from p2pllm.net.mdns import Mdns
 from p2pllm.net.sockets import bind_ports
 from p2pllm.net.streams import PeerStreams
-from p2pllm.security.authority import SwarmAuthority
 from p2pllm.security.certificates import AuthorityCertificate
 from p2pllm.security.datagrams import DatagramSealer
 from p2pllm.security.enrolment import EnrolmentServer
 from p2pllm.security.identity import NodeIdentity
-from p2pllm.security.invites import InviteBook, parse_invite
-from p2pllm.security.membership import Membership, load_membership
+from p2pllm.security.invites import InviteBook
 from p2pllm.security.signatures import RecordSigner, RecordVerifier, owner_of
 from p2pllm.security.storage import write_private
 from p2pllm.security.tls import client_context, identify, server_context
 from p2pllm.wire.codec import encode
-from p2pllm.wire.datagrams import decode_datagram, encode_datagram
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("p2pllm")
 
 CONTROL_FILE = "control.json"
-STATE_INTERVAL_S = 5.0
-"""How often what is remembered is written, if it changed."""
-
 LEAVE_TIMEOUT_S = 40.0
 """Longer than the core gives running sessions; then the process ends anyway."""
 
@@ -136,7 +123,7 @@ async def run_node(
         P2PLLMError: it cannot start.
     """
     with lock_folder(config.data_dir):
-        place = await _enter_swarm(config)
+        place = await enter_swarm(config)
         try:
             await _run(config, place, core or CoreConfig(), leave, on_ready)
         except* P2PLLMError as group:
@@ -151,58 +138,8 @@ def _first(group: BaseExceptionGroup[P2PLLMError]) -> P2PLLMError:
     return error
 
 
-# -- becoming a member
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A node's keys and its place in a swarm."""
-
-    identity: NodeIdentity
-    membership: Membership
-    authority: SwarmAuthority | None
-    founded: bool
-    bootstrap: tuple[Address, ...]
-
-
-async def _enter_swarm(config: NodeConfig) -> _Place:
-    folder = config.data_dir
-    identity = NodeIdentity.load_or_create(folder)
-    invites = [parse_invite(text) for text in config.join if text.lstrip().startswith("p2p")]
-    bootstrap = tuple(
-        parse_address(text) for text in config.join if not text.lstrip().startswith("p2p")
-    )
-    authority = SwarmAuthority.load(folder)
-    membership = load_membership(folder, identity)
-    founded = False
-    if membership is not None:
-        for invite in invites:
-            check_same_swarm(membership, invite, folder)
-        if authority is not None and membership.needs_renewal(wall_clock()):
-            certificate = authority.issue(identity.public_key, now=wall_clock())
-            membership = replace(membership, certificate=certificate)
-    if membership is None or membership.is_expired(wall_clock()):
-        if invites:
-            invite = replace(invites[0], addresses=(*invites[0].addresses, *bootstrap))
-            membership = await join_by_invite(folder, identity, invite, config.name)
-        elif membership is not None:
-            raise ConfigurationError(
-                "this node's membership has expired; join again with --join INVITE"
-            )
-        elif bootstrap:
-            membership = await join_open(folder, identity, bootstrap, config.name)
-        else:
-            authority, membership = found(folder, identity)
-            founded = True
-    membership = membership.begin_boot(folder, wall_ms())
-    return _Place(identity, membership, authority, founded, bootstrap)
-
-
-# -- running
-
-
 class _Signer:
-    """Signs what the core says; a load record leaves out the certificate, see `Signed`."""
+    """Signs what the core says."""
 
     def __init__(self, identity: NodeIdentity, certificate: bytes) -> None:
         self._signer = RecordSigner(identity, certificate, encode)
@@ -219,7 +156,7 @@ class _Signer:
 
 async def _run(
     config: NodeConfig,
-    place: _Place,
+    place: Place,
     core_config: CoreConfig,
     leave: asyncio.Event,
     on_ready: Callable[[NodeInformation], None],
@@ -242,7 +179,7 @@ async def _run(
             Engine(
                 device=config.device,
                 dtype=config.dtype,
-                threads=config.threads or os.cpu_count() or 1,
+                threads=config.threads or default_threads(),
             )
         )
         record = NodeRecord(
@@ -266,7 +203,14 @@ async def _run(
         )
         driver: Driver[Event, Effect] = Driver(node, lambda effect: perform(effect), TimerFired())
         stack.callback(driver.close)
-        library = ModelLibrary(references(), config.models, _FetchLog().fetched)
+        progress = stack.enter_context(ProgressDisplay())
+
+        def fetched(done_bytes: int, total_bytes: int, _file: str) -> None:
+            progress.show("download", done_bytes, total_bytes)
+            if done_bytes >= total_bytes:
+                progress.finish("download")
+
+        library = ModelLibrary(references(), config.models, fetched)
         verifier = RecordVerifier(AuthorityCertificate(membership.authority), owner_of, wall_clock)
 
         def view() -> Any:
@@ -289,8 +233,7 @@ async def _run(
         )
 
         def exchange(certificate: bytes) -> EnrolmentServer:
-            if inviter is None:
-                raise AuthenticationError("this node cannot let anybody in")
+            assert inviter is not None
             return EnrolmentServer(
                 authority=inviter.authority,
                 invites=inviter.book,
@@ -301,11 +244,6 @@ async def _run(
                 random_bytes=secrets.token_bytes,
                 now=wall_clock,
             )
-
-        def identified(certificate: bytes) -> NodeId:
-            # OpenSSL has checked the chain; the dates are checked again, since a stream may be
-            # opened long after its context was made.
-            return identify(certificate)
 
         tls = (identity, membership.certificate, membership.authority, folder)
         streams = PeerStreams(
@@ -320,7 +258,7 @@ async def _run(
             server_context=server_context(*tls),
             client_context=client_context(*tls),
             own_certificate=membership.certificate,
-            identify=identified,
+            identify=identify,
             on_message=lambda sender, message: driver.post(StreamReceived(sender, message)),
             on_unreachable=lambda peer, detail: driver.post(PeerUnreachable(peer, detail)),
             enrolment=exchange if inviter is not None else None,
@@ -345,11 +283,12 @@ async def _run(
             clients=gateway,
             tasks=tasks,
             on_left=left.set,
+            progress=progress,
         )
         perform = performer.perform
         await stack.enter_async_context(streams)
         await stack.enter_async_context(datagrams)
-        for effect in node.restore(_proven_facts(state.facts, verifier), now=loop.time()):
+        for effect in node.restore(proven_facts(state.facts, verifier), now=loop.time()):
             perform(effect)
         for address in (*place.bootstrap, *membership.peers, *state.addresses):
             driver.post(PeerDiscovered(address))
@@ -384,13 +323,13 @@ async def _run(
         on_ready(
             NodeInformation(self_id, config.name, membership.swarm, addresses, api_address, invite)
         )
-        remember = tasks.create_task(_remember(folder, state, node))
+        remembering = tasks.create_task(remember(folder, state, node))
         await leave.wait()
         log.info("leaving")
         driver.post(LeaveRequested())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(left.wait(), LEAVE_TIMEOUT_S)
-        remember.cancel()
+        remembering.cancel()
 
 
 def _added_s(node: Node, model: str) -> int:
@@ -411,69 +350,3 @@ def _write_control_file(folder: Path, api: Address, token: str) -> None:
 
     content = {"host": api.host, "port": api.port, "token": token, "pid": os.getpid()}
     write_private(folder / CONTROL_FILE, json.dumps(content).encode())
-
-
-# -- memory
-
-
-def _proven_facts(texts: Iterable[str], verifier: RecordVerifier) -> list[Signed[ModelFact]]:
-    facts: list[Signed[ModelFact]] = []
-    for text in texts:
-        try:
-            message = decode_datagram(base64.b64decode(text, validate=True))
-        except (P2PLLMError, binascii.Error, ValueError):
-            continue
-        if isinstance(message, Bodies):
-            facts += [fact for fact in message.facts if verifier.verify(fact)]
-    return facts
-
-
-def _state_of(node: Node, state: NodeState) -> NodeState:
-    view = node.swarm.view()
-    peers = [
-        (address.host, address.port)
-        for member in view.members
-        if member.record.node != view.self_id
-        and member.state in (MemberState.ALIVE, MemberState.SUSPECT)
-        for address in node.addresses_of(member.record.node)[:1]
-    ]
-    return NodeState(
-        incarnation=node.swarm.incarnation,
-        # Alone just now: those of before are the best guess for the next start.
-        peers=peers[:PEERS_MAX] or state.peers,
-        facts=[
-            base64.b64encode(encode_datagram(Bodies(facts=(fact,)))).decode()
-            for fact in node.swarm.facts
-        ],
-    )
-
-
-async def _remember(folder: Path, state: NodeState, node: Node) -> None:
-    """Write what changed; a full disk is a warning, not the end."""
-    warned = False
-    while True:
-        await asyncio.sleep(STATE_INTERVAL_S)
-        current = _state_of(node, state)
-        if current == state:
-            continue
-        try:
-            await asyncio.to_thread(save_state, folder, current)
-        except ConfigurationError as error:
-            if not warned:
-                log.warning("state_not_saved", detail=str(error))
-            warned = True
-        else:
-            state, warned = current, False
-
-
-class _FetchLog:
-    """Says how far a download is, every tenth of it."""
-
-    def __init__(self) -> None:
-        self._tenth = -1
-
-    def fetched(self, done_bytes: int, total_bytes: int, file: str) -> None:
-        tenth = 10 * done_bytes // max(1, total_bytes)
-        if tenth != self._tenth:
-            self._tenth = tenth
-            log.info("downloading", file=file, percent=10 * tenth, total_bytes=total_bytes)

@@ -210,7 +210,13 @@ async def _wait_until_ready(
         while True:
             for node in nodes:
                 node.check()
-            status = await client.status()
+            try:
+                status = await client.status()
+            except SwarmError:
+                # Most likely its process has just ended, which the next round will say.
+                await asyncio.sleep(POLL_INTERVAL_S)
+                nodes[0].check()
+                raise
             for member in status["members"]:
                 if member["id"] not in known:
                     say(f"{member['name']} ({member['id'][:8]}) joined")

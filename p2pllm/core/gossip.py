@@ -28,6 +28,7 @@ from p2pllm.core.timers import TimerKey, Timers
 from p2pllm.domain.gossip import (
     BODIES_MAX,
     DATAGRAM_BYTES_MAX,
+    DIGEST_BUCKETS,
     HEADLINES_MAX,
     PULL_MAX,
     SEAL_BYTES,
@@ -76,9 +77,12 @@ class GossipConfig:
         retransmit_multiplier: of log10(N + 1), rounded up: how often a headline is told.
         sync_interval_s: between two digests.
         sync_datagrams_max: in answer to one digest; the rest is found by the next one.
-        pull_timeout_s: until a body is asked for again; doubles each time, up to
-            `pull_timeout_max_s`.
-        pull_timeout_max_s: see there.
+        sync_first_s: until the first one; the pauses double from there up to `sync_interval_s`,
+            since a newcomer whose first digest was lost should not wait long.
+        pull_timeout_s: until a body is asked for again; the same for the first `pull_eager`
+            attempts, since at heavy loss half of them fail, doubling from there on.
+        pull_timeout_max_s: at most.
+        pull_eager: see there.
         pull_attempts: until anti-entropy has to find it.
         pulls_max: bodies asked for at a time; keeps the answers from overflowing our own socket.
     """
@@ -87,10 +91,12 @@ class GossipConfig:
     fanout: int = 3
     retransmit_multiplier: int = 4
     sync_interval_s: float = 5.0
+    sync_first_s: float = 0.5
     sync_datagrams_max: int = 64
-    pull_timeout_s: float = 0.3
-    pull_timeout_max_s: float = 1.2
-    pull_attempts: int = 8
+    pull_timeout_s: float = 0.2
+    pull_timeout_max_s: float = 1.6
+    pull_eager: int = 5
+    pull_attempts: int = 10
     pulls_max: int = 64
 
 
@@ -204,6 +210,7 @@ class Packer:
 
     Args:
         size_of: bytes of an item.
+        size: bytes taken already.
     """
 
     size_of: Callable[[GossipItem], int]
@@ -256,6 +263,7 @@ class Dissemination:
         # All and only the wants that are not asked for at the moment.
         self._waiting: dict[TimerKey, None] = {}
         self._round_next_s = -math.inf
+        self._sync_pause_s = config.sync_first_s
 
     # -- what is new here
 
@@ -273,7 +281,8 @@ class Dissemination:
         if self._broadcasts and _ROUND not in self._timers and self._library.size() > 1:
             self._timers.set(_ROUND, max(now, self._round_next_s))
         if _SYNC not in self._timers and self._library.size() > 1:
-            self._timers.set(_SYNC, now + self._config.sync_interval_s)
+            self._sync_pause_s = self._config.sync_first_s
+            self._timers.set(_SYNC, now + self._sync_pause_s)
 
     def stop(self) -> None:
         """Pull and compare nothing any more."""
@@ -346,20 +355,22 @@ class Dissemination:
         for key in list(self._waiting)[: max(room, 0)]:
             want = self._wants[key]
             asked.setdefault(want.sources[want.attempts % len(want.sources)], []).append(key)
-            timeout_s = self._config.pull_timeout_s * 2**want.attempts
+            doublings = max(0, want.attempts + 1 - self._config.pull_eager)
+            timeout_s = self._config.pull_timeout_s * 2**doublings
             self._timers.set(key, now + min(timeout_s, self._config.pull_timeout_max_s))
             want.attempts += 1
             del self._waiting[key]
         effects: list[Effect] = []
         for address, keys in asked.items():
-            for start in range(0, len(keys), PULL_MAX):
-                part = keys[start : start + PULL_MAX]
-                pull = Pull(
-                    records=tuple(NodeId(name) for kind, name in part if kind == NODE),
-                    loads=tuple(NodeId(name) for kind, name in part if kind == LOAD),
-                    facts=tuple(ModelId(name) for kind, name in part if kind == FACT),
-                )
-                effects.append(SendDatagram(address, pull))
+            part: list[TimerKey] = []
+            size = 0
+            for key in keys:
+                size += len(key[1]) + 2
+                if part and (size > NEWS_BYTES_MAX or len(part) >= PULL_MAX):
+                    effects.append(SendDatagram(address, _pull(part)))
+                    part, size = [], len(key[1]) + 2
+                part.append(key)
+            effects.append(SendDatagram(address, _pull(part)))
         return effects
 
     def pulled(self, source: Address, message: Pull, now: float) -> list[Effect]:
@@ -399,7 +410,7 @@ class Dissemination:
         if not buckets:
             return []
         effects: list[Effect] = []
-        packer = Packer(self._size_of)
+        packer = Packer(self._size_of, size=_BITS_BYTES)
         covered: list[int] = []
         # Another start each time, so that the limit does not always cut off the same buckets.
         start = int(now * 1_000) % len(buckets)
@@ -410,7 +421,7 @@ class Dissemination:
                 if item is None or packer.add(item):
                     continue
                 effects.append(SendDatagram(source, _entries(covered, packer)))
-                packer, covered = Packer(self._size_of), []
+                packer, covered = Packer(self._size_of, size=_BITS_BYTES), []
                 packer.add(item)
             if len(effects) >= self._config.sync_datagrams_max:
                 return effects
@@ -444,7 +455,9 @@ class Dissemination:
             if key == _ROUND:
                 effects += self._round(now)
             elif key == _SYNC:
-                self._timers.set(_SYNC, now + self._config.sync_interval_s)
+                pause_s = min(2 * self._sync_pause_s, self._config.sync_interval_s)
+                self._sync_pause_s = pause_s
+                self._timers.set(_SYNC, now + pause_s)
                 for address in self._library.some_addresses(1):
                     effects += self.sync_with(address)
             elif self._wants[key].attempts >= self._config.pull_attempts:
@@ -483,11 +496,21 @@ class Dissemination:
 
 _NO_NEWS = News()
 
+_BITS_BYTES = DIGEST_BUCKETS // 8 + 2
+
 
 def _size_of_integer(value: int) -> int:
     if value < 128:
         return 1
     return 1 + 2 ** math.ceil(math.log2(math.ceil(value.bit_length() / 8)))
+
+
+def _pull(keys: list[TimerKey]) -> Pull:
+    return Pull(
+        records=tuple(NodeId(name) for kind, name in keys if kind == NODE),
+        loads=tuple(NodeId(name) for kind, name in keys if kind == LOAD),
+        facts=tuple(ModelId(name) for kind, name in keys if kind == FACT),
+    )
 
 
 def _bodies(batch: list[tuple[str, SignedBody, Headline | None]]) -> Bodies:

@@ -260,9 +260,7 @@ class Membership:
 
     def entomb(self, headline: Headline, now: float) -> None:
         """The peer just learnt is DEAD or LEFT, and was before this node heard of it."""
-        peer = self._peers[headline.node]
-        if peer.is_live:
-            self._bury(peer, headline.state, now - headline.dead_for_s, now)
+        self._bury(self._peers[headline.node], headline.state, now - headline.dead_for_s, now)
 
     def heard(self, sender: NodeId, source: Address) -> bool:
         """A datagram of `sender` came from `source`; whether the sender is known."""
@@ -594,6 +592,8 @@ class Membership:
     def _forget(self, peer: Peer) -> None:
         del self._peers[peer.node]
         self._forgotten.append(peer.node)
+        if peer.node in self._round:
+            self._round.remove(peer.node)
         self._changes.pop(peer.node, None)
 
     def _hide(self, peer: Peer) -> None:

@@ -58,6 +58,7 @@ from p2pllm.domain.records import (
     MODELS_MAX,
     Address,
     Holding,
+    HoldingState,
     LoadRecord,
     Member,
     MemberState,
@@ -75,6 +76,31 @@ LEAVE_FANOUT = 32
 
 _LEAVE = ("leave", "")
 _LOAD = ("load", "")
+
+
+RECORD_BYTES_MAX = 700
+"""Of this node's own record, signed: with signature and certificate it must fit a datagram."""
+
+
+def _shortened(record: NodeRecord) -> NodeRecord | None:
+    """The record without what is missed least; None where nothing can be left out.
+
+    What is merely being loaded goes first, then all but two addresses, then models beyond those
+    held, then holdings: others then count less on this node than they might, which is safe.
+    """
+    for holding in reversed(record.holdings):
+        if holding.state is HoldingState.LOADING:
+            kept = tuple(item for item in record.holdings if item is not holding)
+            return replace(record, holdings=kept)
+    if len(record.addresses) > 2:
+        return replace(record, addresses=record.addresses[:-1])
+    held = {holding.model for holding in record.holdings}
+    for model in reversed(record.models):
+        if model not in held:
+            return replace(record, models=tuple(item for item in record.models if item != model))
+    if record.holdings:
+        return replace(record, holdings=record.holdings[:-1])
+    return None
 
 
 class Sign(Protocol):
@@ -356,14 +382,9 @@ class Swarm:
         memory_bytes: int | None = None,
         speed_bytes_s: int | None = None,
         leaving: bool | None = None,
-        load: Load | None = None,
     ) -> list[Effect]:
-        """Say something new of this node; None leaves a thing as it is.
-
-        A change of the record is announced at once. The load is published as often as the size of
-        the swarm allows; only the latest one counts.
-        """
-        own = self._own
+        """Say something new of this node, at once; None leaves a thing as it is."""
+        own = self._wish
         changed = replace(
             own,
             holdings=own.holdings if holdings is None else holdings,
@@ -375,14 +396,20 @@ class Swarm:
         )
         if changed != own and not self._is_leaving:
             self._store_own(replace(changed, version=own.version + 1), now)
-        if load is not None:
-            self._load = load
-            if load == self._load_sent:
-                self._timers.cancel(_LOAD)
-            elif now >= self._load_next_s:
-                self._publish_load(now)
-            else:
-                self._timers.set(_LOAD, self._load_next_s)
+        return []
+
+    def update_load(self, load: Load, *, now: float) -> list[Effect]:
+        """Say how busy this node is, as often as the size of the swarm allows.
+
+        Only the latest one counts.
+        """
+        self._load = load
+        if load == self._load_sent:
+            self._timers.cancel(_LOAD)
+        elif now >= self._load_next_s:
+            self._publish_load(now)
+        else:
+            self._timers.set(_LOAD, self._load_next_s)
         return []
 
     def add_model(self, spec: ModelSpec, *, wall_ms: int, now: float) -> list[Effect]:
@@ -424,7 +451,7 @@ class Swarm:
         if self._is_leaving:
             return []
         self._is_leaving = True
-        own = self._own
+        own = self._wish
         self._store_own(replace(own, version=own.version + 1, leaving=True), now)
         self._membership.stop()
         self._gossip.stop()
@@ -664,14 +691,18 @@ class Swarm:
             self._gossip.announce((NODE, node), None, now)
 
     def _store_own(self, record: NodeRecord, now: float) -> None:
-        self._own = record
-        merge = self._store.merge_node(self._sign.node(record))
+        self._wish = record
+        signed = self._sign.node(record)
+        while len(signed.payload) > RECORD_BYTES_MAX and (shorter := _shortened(signed.value)):
+            signed = self._sign.node(shorter)
+        self._own = signed.value
+        merge = self._store.merge_node(signed)
         assert merge is Merge.STORED
         self._changed(self._id, now)
 
     def _outbid(self, incarnation: int, now: float) -> list[Effect]:
         """Take an incarnation above `incarnation`."""
-        own = self._own
+        own = self._wish
         if incarnation >= INCARNATION_MAX:
             return [Notify("incarnation_exhausted", "error", {"node": short(self._id)})]
         self._store_own(replace(own, incarnation=incarnation + 1, version=own.version + 1), now)
@@ -781,6 +812,7 @@ class Swarm:
     def _refresh(self, node: NodeId) -> None:
         signed = self._store.node(node)
         if signed is None:
+            # It may have been learnt and forgotten between two views.
             if self._members.pop(node, None) is not None:
                 self._order.remove(node)
             return

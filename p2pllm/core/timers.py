@@ -34,18 +34,12 @@ class Timers:
         self._count += 1
         self._live[key] = (at, self._count)
         heapq.heappush(self._heap, (at, self._count, key))
-        if len(self._heap) > 2 * len(self._live) + _STALE_MAX:
-            self._heap = [(at, count, key) for key, (at, count) in self._live.items()]
-            heapq.heapify(self._heap)
+        self._compact()
 
     def cancel(self, key: TimerKey) -> None:
         """Let `key` not fall due; nothing happens where it is not set."""
-        self._live.pop(key, None)
-
-    def at(self, key: TimerKey) -> float | None:
-        """When `key` falls due."""
-        entry = self._live.get(key)
-        return None if entry is None else entry[0]
+        if self._live.pop(key, None) is not None:
+            self._compact()
 
     def deadline(self) -> float | None:
         """When the next one falls due."""
@@ -65,10 +59,16 @@ class Timers:
             return None
         key = heapq.heappop(self._heap)[2]
         del self._live[key]
+        self._compact()
         return key
 
     def check(self) -> None:
         """Assert that every live timer is in the heap, and that the heap is bounded."""
-        assert len(self._heap) <= 2 * len(self._live) + _STALE_MAX + 1
+        assert len(self._heap) <= 2 * len(self._live) + _STALE_MAX
         entries = {(count, key) for _, count, key in self._heap}
         assert all((count, key) in entries for key, (_, count) in self._live.items())
+
+    def _compact(self) -> None:
+        if len(self._heap) > 2 * len(self._live) + _STALE_MAX:
+            self._heap = [(at, count, key) for key, (at, count) in self._live.items()]
+            heapq.heapify(self._heap)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -76,9 +77,9 @@ def load_part(
 
     # The same name and module, since transformers looks up conversions by them.
     pruned = type(base.__name__, (base,), {"__init__": build, "__module__": base.__module__})
-    with _LOADING, LazyTensors(checkpoint, on_bytes) as tensors:
-        try:
-            # float32 is torch's default type; another would be set for the whole process.
+    try:
+        # float32 is torch's default type; another would be set for the whole process.
+        with _LOADING, LazyTensors(checkpoint, on_bytes) as tensors:
             model, report = cast("Any", pruned).from_pretrained(
                 None,
                 config=anatomy.config,
@@ -86,10 +87,12 @@ def load_part(
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        except RuntimeError as error:
-            raise ModelRefusedError(
-                f"{checkpoint.folder} does not fit {base.__name__}: {_reason(error)}."
-            ) from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelRefusedError(
+            f"{checkpoint.folder} does not load as {base.__name__}: {_reason(error)}."
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelRefusedError(
@@ -144,17 +147,19 @@ class LazyTensors(Mapping[str, LazyTensor]):
         self._checkpoint = checkpoint
         self._on_bytes = on_bytes
         self._files: dict[str, Any] = {}
+        self._opened = ExitStack()
 
     def __enter__(self) -> LazyTensors:
-        for file in sorted({tensor.file for tensor in self._checkpoint.tensors.values()}):
-            opened = safe_open(str(Path(self._checkpoint.folder, file)), framework="pt")
-            self._files[file] = opened.__enter__()
+        with ExitStack() as stack:
+            for file in sorted({tensor.file for tensor in self._checkpoint.tensors.values()}):
+                path = str(Path(self._checkpoint.folder, file))
+                self._files[file] = stack.enter_context(safe_open(path, framework="pt"))
+            self._opened = stack.pop_all()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for opened in self._files.values():
-            opened.__exit__(None, None, None)
         self._files.clear()
+        self._opened.close()
 
     def __getitem__(self, name: str) -> LazyTensor:
         file = self._files[self._checkpoint.tensors[name].file]

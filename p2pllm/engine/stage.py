@@ -25,7 +25,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from p2pllm.domain.layers import LayerRange
+from p2pllm.domain.errors import ModelRefusedError
+from p2pllm.domain.layers import LayerRange, ranges_of
 from p2pllm.engine.anatomy import Anatomy
 from p2pllm.engine.cache import StageCache
 from p2pllm.engine.parts import Part, load_part
@@ -159,7 +160,11 @@ class Stage:
         return part, _move(model, self._device)
 
     def install(self, part: Part, model: PreTrainedModel) -> None:
-        """Make what `read` has loaded ready to run."""
+        """Make what `read` has loaded ready to run.
+
+        Raises:
+            ModelRefusedError: a trial of its first layer failed; nothing of the part is held then.
+        """
         layers = self._layers(model)
         for number in sorted(part.layers):
             self._gates[number].layer = layers[number]
@@ -174,7 +179,15 @@ class Stage:
         self._has_exit = self._has_exit or part.exit
         self.held |= part.layers
         if self._pass.returns is None:
-            self._probe(min(part.layers))
+            try:
+                self._probe(min(part.layers))
+            except Exception as error:
+                for layers in ranges_of(sorted(part.layers)):
+                    self.drop(layers)
+                raise ModelRefusedError(
+                    f"{self.anatomy.model_class.__name__} cannot be run: a trial of layer "
+                    f"{min(part.layers)} failed ({type(error).__name__})."
+                ) from error
 
     def drop(self, layers: LayerRange) -> None:
         """Let go of layers, and of entry and exit with the first and the last."""

@@ -80,14 +80,6 @@ def found_swarm(
     )
 
 
-def cannot_admit() -> EnrolRefusal:
-    """What a member without the authority's key answers to an `EnrolRequest`."""
-    return EnrolRefusal(
-        "cannot_admit",
-        "this member cannot let anybody in; use the address of the node that made the invite",
-    )
-
-
 class EnrolmentClient:
     """The joiner's side.
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from p2pllm.api.textstream import (
@@ -80,6 +80,7 @@ def test_no_decode_is_longer_than_the_window(pieces: list[bytes]) -> None:
     assert vocabulary.longest <= CONTEXT_TOKENS_MAX + PENDING_TOKENS_MAX
 
 
+@example(text="é", places=[1] * 16)
 @given(letters, cuts)
 def test_part_of_a_character_is_never_shown(text: str, places: list[int]) -> None:
     text = text.replace("\N{REPLACEMENT CHARACTER}", "")

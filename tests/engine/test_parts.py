@@ -134,10 +134,24 @@ def test_a_tensor_of_another_shape_is_refused_when_it_is_loaded(tmp_path: Path) 
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     checkpoint = open_checkpoint(folder)
     part = Part(frozenset({2}), entry=False, exit=False)
-    with pytest.raises(ModelRefusedError, match="does not fit LlamaForCausalLM"):
+    with pytest.raises(ModelRefusedError, match="does not load as LlamaForCausalLM"):
         load_part(dissect(checkpoint), checkpoint, part, dtype=torch.float32)
 
 
 def test_no_lock_is_left_behind_by_a_refusal(tmp_path: Path) -> None:
     test_a_tensor_of_another_shape_is_refused_when_it_is_loaded(tmp_path)
     assert not parts._LOADING.locked()
+
+
+def test_a_file_that_broke_after_it_was_looked_through_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path / "model")
+    checkpoint = open_checkpoint(folder)
+    anatomy = dissect(checkpoint)
+    file = folder / "model.safetensors"
+    part = Part(frozenset({2}), entry=False, exit=False)
+    file.write_bytes(file.read_bytes()[:-1_000])
+    with pytest.raises(ModelRefusedError, match="does not load as LlamaForCausalLM"):
+        load_part(anatomy, checkpoint, part, dtype=torch.float32)
+    file.unlink()
+    with pytest.raises(ModelRefusedError, match="does not load as LlamaForCausalLM"):
+        load_part(anatomy, checkpoint, part, dtype=torch.float32)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
+from transformers.models.llama.modeling_llama import LlamaMLP
 
+from p2pllm.domain.errors import ModelRefusedError
 from p2pllm.domain.layers import LayerRange, LayerWindow
 from tests.engine.tiny_models import FAMILIES, LAYERS, MORE_FAMILIES
 from tests.engine.walking import MODEL, PROMPT, SESSION_KEY, WHOLE, TinyModel, generate, run_path
@@ -158,3 +161,21 @@ async def test_float32_and_bfloat16_nodes_share_a_path(tiny: Callable[[str], Tin
 
 def test_the_wrapping_window_is_what_it_says() -> None:
     assert LayerWindow(4, 4, LAYERS).ranges() == (LayerRange(0, 2), LayerRange(4, 6))
+
+
+async def test_a_layer_that_fails_its_trial_is_refused_and_not_held(
+    tiny: Callable[[str], TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llama")
+
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise ZeroDivisionError
+
+    async with model.engine() as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(LlamaMLP, "forward", fail)
+            with pytest.raises(ModelRefusedError, match="a trial of layer 0 failed"):
+                await engine.load_layers(MODEL, WHOLE)
+        assert engine.held(MODEL) == ()
+        await engine.load_layers(MODEL, WHOLE)
+        assert await generate([(engine, WHOLE)]) == model.greedy

@@ -32,7 +32,6 @@ from p2pllm.security.datagrams import DatagramSealer
 from p2pllm.security.enrolment import (
     EnrolmentClient,
     EnrolmentServer,
-    cannot_admit,
     found_swarm,
 )
 from p2pllm.security.identity import NodeIdentity
@@ -331,14 +330,6 @@ def test_an_invite_and_a_renewal_exclude_each_other(world: World) -> None:
         world.client(world.invite(), renewing=world.swarm.swarm)
 
 
-def test_a_member_without_the_authority_says_where_to_go(world: World) -> None:
-    client = world.client(world.invite())
-    client.start()
-    with pytest.raises(InviteError, match="the node that made the invite") as caught:
-        client.receive(cannot_admit())
-    assert caught.value.code == "cannot_admit"
-
-
 def test_another_version_is_refused(world: World) -> None:
     server = world.server()
     (answer,) = server.receive(EnrolRequest(2))
@@ -389,7 +380,7 @@ def test_a_server_that_speaks_out_of_turn_is_cut_off(
         client.receive(offer)
 
 
-@pytest.mark.parametrize("message", [PROOF, GRANT, OFFER, cannot_admit()])
+@pytest.mark.parametrize("message", [PROOF, GRANT, OFFER, EnrolRefusal("busy", "later")])
 def test_a_joiner_that_speaks_out_of_turn_is_cut_off(
     world: World, message: EnrolmentMessage
 ) -> None:
