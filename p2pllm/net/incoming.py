@@ -273,10 +273,10 @@ class IncomingConnection(FrameConnection):
 
     def message_received(self, message: Any) -> None:
         """Exchange, greeting or message."""
-        if isinstance(message, EnrolRequest) and self._exchange is None:
-            self._begin_exchange()
         if self._exchange is not None:
             self._enrol(self._exchange, message)
+        elif isinstance(message, EnrolRequest):
+            self._enrol(self._begin_exchange(), message)
         elif isinstance(message, KeepAlive):
             self.write(KeepAliveAck())
         elif isinstance(message, Goodbye):
@@ -293,15 +293,16 @@ class IncomingConnection(FrameConnection):
             self._listener.greeted(self, self.node)
             _log.debug("peer_connected", node=short(self.node), software=message.software)
 
-    def _begin_exchange(self) -> None:
+    def _begin_exchange(self) -> EnrolmentExchange:
         try:
-            self._exchange = self._listener.admit(self.node)
+            exchange = self._exchange = self._listener.admit(self.node)
         except AuthenticationError as error:
             self.write(EnrolRefusal(error.code, str(error)))
             raise
         finally:
             self.is_enrolling = True
         self.expect(EnrolmentMessage)
+        return exchange
 
     def _enrol(self, exchange: EnrolmentExchange, message: EnrolmentMessage) -> None:
         for answer in exchange.receive(message):
@@ -341,7 +342,10 @@ class IncomingConnection(FrameConnection):
         """Forget it, and log what whoever was not let in did."""
         self._listener.remove(self, self.node)
         finished = self._exchange is not None and self._exchange.finished
-        if not self._is_greeted and not finished:
+        if self.is_enrolling and self.node is not None:
+            # Members ask around for one that can renew, so to refuse them is nothing unusual.
+            _log.debug("renewal_ended", node=short(self.node), finished=finished, detail=detail)
+        elif not self._is_greeted and not finished:
             self._listener.refused(self.source, detail)
-        elif self.node is not None and not self.is_enrolling:
+        elif self.node is not None:
             _log.debug("peer_disconnected", node=short(self.node), detail=detail)

@@ -112,7 +112,7 @@ class PeerStreams:
 
     @property
     def refused_total(self) -> int:
-        """Connections closed before they were a peer's or a finished join."""
+        """Connections closed before they were a member's or a finished join."""
         return self._listener.refused_total
 
     def connected(self) -> list[NodeId]:
