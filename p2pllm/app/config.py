@@ -44,7 +44,7 @@ class NodeConfig:
         models: references the swarm shall serve.
         memory_bytes: for weights and KV cache; None takes half of what is free at the start.
         layers_max: most layers to hold; None for as many as fit.
-        threads: torch threads; None for one per core.
+        threads: torch threads; None for one per physical core.
         device: one of `DEVICES`.
         dtype: one of `DTYPES`.
         mdns: whether to announce and look for peers on the local network.

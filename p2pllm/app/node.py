@@ -36,6 +36,7 @@ from p2pllm.app.models import BUILTIN, ModelLibrary, references
 from p2pllm.app.progress import ProgressDisplay
 from p2pllm.app.renewal import Renewal, live_members
 from p2pllm.app.state import load_state, save_state
+from p2pllm.app.threads import default_threads
 from p2pllm.core.effects import Effect
 from p2pllm.core.events import (
     DatagramReceived,
@@ -185,7 +186,7 @@ async def _run(
             Engine(
                 device=config.device,
                 dtype=config.dtype,
-                threads=config.threads or os.cpu_count() or 1,
+                threads=config.threads or default_threads(),
             )
         )
         record = NodeRecord(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from p2pllm import __version__
 from p2pllm.cli import chat, demo, invite, join, models, node, plan, run_prompt, status
-from p2pllm.cli.output import print_error
+from p2pllm.cli.output import console, print_error
 from p2pllm.domain.errors import (
     AuthenticationError,
     ClientError,
@@ -26,7 +28,7 @@ EXIT_INTERRUPTED = 130
 
 application = typer.Typer(
     name="p2pllm",
-    help="Several machines, one language model: peer-to-peer, encrypted, no master.",
+    invoke_without_command=True,
     epilog=(
         "Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 configuration or "
         "authentication, 4 the request or the model is refused, 5 the node or the swarm cannot "
@@ -37,6 +39,20 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+@application.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Several machines, one language model: peer-to-peer, encrypted, no master."""
+    if version:
+        console.out(f"p2pllm {__version__}")
+        raise typer.Exit
+
+
 application.command("node")(node.node)
 application.command("invite")(invite.invite)
 application.command("join")(join.join)

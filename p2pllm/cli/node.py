@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from p2pllm.app.config import NodeConfig, default_name, parse_address, parse_size
+from p2pllm.app.threads import let_threads_sleep
 from p2pllm.cli.models import reference_for_node
 from p2pllm.cli.options import DataDir, data_dir_or_default
 
@@ -38,7 +40,7 @@ def node(
         int | None, typer.Option(min=1, help="Hold at most this many layers.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads for torch. [default: one per core]")
+        int | None, typer.Option(min=1, help="Threads for torch. [default: one per physical core]")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -74,6 +76,8 @@ def node(
         mdns=not no_mdns,
         is_open=open_swarm,
     )
+    # Before torch is imported, which is what the next line does.
+    let_threads_sleep(os.environ)
     from p2pllm.app.daemon import run_daemon
 
     run_daemon(config, exit_with_stdin=exit_with_stdin)

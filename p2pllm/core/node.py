@@ -60,7 +60,7 @@ from p2pllm.domain.messages import (
     TokenSampled,
 )
 from p2pllm.domain.models import ModelSpec
-from p2pllm.domain.records import Address, HoldingState, ModelFact, NodeRecord, SwarmView
+from p2pllm.domain.records import Address, Holding, HoldingState, ModelFact, NodeRecord, SwarmView
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,9 @@ class Node:
         )
         # The time of the event in hand; what the machines' questions are answered for.
         self._now = now
+        # What the swarm was told that is held; None once that may have changed, which it never
+        # does by a step, and most events are steps.
+        self._said: tuple[tuple[Holding, ...], tuple[ModelId, ...]] | None = None
         self._seen_revision = -1
         self._leaving = False
         self._farewell = False
@@ -193,6 +196,7 @@ class Node:
             self._blacklist,
         ):
             machine.check()
+        assert self._said in (None, (self._holdings.holdings, self._holdings.models))
 
     def restore(self, facts: Iterable[Signed[ModelFact]], *, now: float) -> list[Effect]:
         """Remember what the swarm served when this node last ran; proven by the shell."""
@@ -222,6 +226,7 @@ class Node:
             case GenerationCancelled():
                 return self._generations.cancel(event.session, now)
             case ModelResolved() | LayersLoaded() | LayersFailed():
+                self._said = None
                 return self._holdings.handle(event, now=now)
             case ModelAdded():
                 try:
@@ -238,6 +243,7 @@ class Node:
             case LeaveRequested():
                 self._leaving = True
                 effects = self._swarm.update_own(now=now, leaving=True)
+                self._said = None
                 self._holdings.leave()
                 effects += self._stage.leave(now)
                 return effects + self._generations.leave(now)
@@ -256,6 +262,7 @@ class Node:
 
     def _fire(self, now: float) -> list[Effect]:
         effects = self._swarm.fire(now=now)
+        self._said = None
         effects += self._holdings.handle(TimerFired(), now=now)
         effects += self._stage.fire(now)
         return effects + self._generations.fire(now)
@@ -265,6 +272,7 @@ class Node:
         effects: list[Effect] = []
         while self._seen_revision != self._swarm.revision:
             self._seen_revision = self._swarm.revision
+            self._said = None
             effects += self._holdings.observe(self._swarm.view(), now)
             effects += self._generations.view_changed(now)
             effects += self._publish(now)
@@ -279,7 +287,11 @@ class Node:
         return effects
 
     def _publish(self, now: float) -> list[Effect]:
-        self._stage.set_kv_capacity(self._kv_capacity_bytes())
+        effects: list[Effect] = []
+        if self._said is None:
+            holdings, models = self._said = (self._holdings.holdings, self._holdings.models)
+            self._stage.set_kv_capacity(self._kv_capacity_bytes())
+            effects += self._swarm.update_own(now=now, holdings=holdings, models=models)
         load = Load(
             queue_steps=self._stage.queue_steps,
             sessions=self._stage.sessions,
@@ -287,9 +299,7 @@ class Node:
             # Rounded, so that a rate that fades is not news without end.
             tokens_per_s=round(self._stage.tokens_per_s(now), 1),
         )
-        return self._swarm.update_own(
-            now=now, holdings=self._holdings.holdings, models=self._holdings.models, load=load
-        )
+        return effects + self._swarm.update_load(load, now=now)
 
     def _kv_capacity_bytes(self) -> int:
         """What the weights held, or being loaded, leave of this node's memory."""

@@ -384,13 +384,8 @@ class Swarm:
         memory_bytes: int | None = None,
         speed_bytes_s: int | None = None,
         leaving: bool | None = None,
-        load: Load | None = None,
     ) -> list[Effect]:
-        """Say something new of this node; None leaves a thing as it is.
-
-        A change of the record is announced at once. The load is published as often as the size of
-        the swarm allows; only the latest one counts.
-        """
+        """Say something new of this node, at once; None leaves a thing as it is."""
         own = self._wish
         changed = replace(
             own,
@@ -403,14 +398,20 @@ class Swarm:
         )
         if changed != own and not self._is_leaving:
             self._store_own(replace(changed, version=own.version + 1), now)
-        if load is not None:
-            self._load = load
-            if load == self._load_sent:
-                self._timers.cancel(_LOAD)
-            elif now >= self._load_next_s:
-                self._publish_load(now)
-            else:
-                self._timers.set(_LOAD, self._load_next_s)
+        return []
+
+    def update_load(self, load: Load, *, now: float) -> list[Effect]:
+        """Say how busy this node is, as often as the size of the swarm allows.
+
+        Only the latest one counts.
+        """
+        self._load = load
+        if load == self._load_sent:
+            self._timers.cancel(_LOAD)
+        elif now >= self._load_next_s:
+            self._publish_load(now)
+        else:
+            self._timers.set(_LOAD, self._load_next_s)
         return []
 
     def add_model(self, spec: ModelSpec, *, wall_ms: int, now: float) -> list[Effect]:

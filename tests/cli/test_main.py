@@ -78,3 +78,14 @@ def test_an_error_is_one_line_that_says_what_to_do(
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["node", "--max-layers", "0"]) == 2
     assert "--max-layers" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("p2pllm ")
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) in (0, 2)
+    captured = capsys.readouterr()
+    assert "Commands" in captured.out + captured.err

@@ -136,7 +136,8 @@ def test_all_who_start_at_once_soon_know_each_other(size: int, loss: float) -> N
 def test_records_facts_and_loads_reach_everybody(seed: int, size: int, loss: float) -> None:
     world = settled(size, seed, loss=loss)
     world.act(0, lambda swarm: swarm.add_model(spec(), wall_ms=WALL_MS, now=world.now))
-    world.act(1, lambda swarm: swarm.update_own(now=world.now, memory_bytes=5, load=Load(7)))
+    world.act(1, lambda swarm: swarm.update_own(now=world.now, memory_bytes=5))
+    world.act(1, lambda swarm: swarm.update_load(Load(7), now=world.now))
 
     def arrived() -> bool:
         views = [world.swarm(i).view() for i in range(size)]
@@ -356,7 +357,7 @@ def test_an_exhausted_incarnation_is_reported() -> None:
 
 def test_a_refuting_node_publishes_its_load_anew() -> None:
     swarm = single()
-    swarm.update_own(now=0.0, load=Load(3))
+    swarm.update_load(Load(3), now=0.0)
     accusation = Headline(node_id(0), 1, 1, 0, MemberState.SUSPECT)
     swarm.receive(from_peer(1, Gossip(News(members=(accusation,)))), now=1.0)
     assert swarm.own_load is not None
@@ -449,16 +450,16 @@ def test_an_update_that_changes_nothing_is_no_update() -> None:
 
 def test_loads_are_published_no_faster_than_allowed_and_the_last_one_counts() -> None:
     swarm = single()
-    swarm.update_own(now=0.0, load=Load(1))
-    swarm.update_own(now=0.1, load=Load(2))
-    swarm.update_own(now=0.2, load=Load(3))
+    swarm.update_load(Load(1), now=0.0)
+    swarm.update_load(Load(2), now=0.1)
+    swarm.update_load(Load(3), now=0.2)
     assert swarm.own_load is not None
     assert swarm.own_load.queue_steps == 1
     assert swarm.deadline() == 1.0
     swarm.fire(now=1.0)
     assert swarm.own_load.queue_steps == 3
-    swarm.update_own(now=1.1, load=Load(4))
-    swarm.update_own(now=1.2, load=Load(3))
+    swarm.update_load(Load(4), now=1.1)
+    swarm.update_load(Load(3), now=1.2)
     assert swarm.deadline() is None
     assert swarm.fire(now=5.0) == []
 

@@ -226,7 +226,7 @@ class Unsigned:
 
 def test_whoever_hears_of_a_stranger_sends_it_a_digest_of_records_loads_and_facts() -> None:
     swarm = Swarm(RECORD, config=SwarmConfig(), sign=Unsigned(), random=random.Random(1), now=0.0)
-    swarm.update_own(now=0.0, load=Load(queue_steps=1))
+    swarm.update_load(Load(queue_steps=1), now=0.0)
     spec = FACT.spec
     assert spec is not None
     swarm.add_model(spec, wall_ms=1_700_000_000_000, now=0.0)

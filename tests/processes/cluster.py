@@ -90,6 +90,8 @@ class NodeProcess:
 
     async def start(self, *arguments: str) -> None:
         """Start it; see `ready`."""
+        # What a killed node has left behind says nothing about this one.
+        (self.data_dir / CONTROL_FILE).unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *(*self._prefix, sys.executable, "-m", "p2pllm", "node", "--exit-with-stdin"),
@@ -142,7 +144,6 @@ class NodeProcess:
         self.signal(signal.SIGKILL)
         assert self.process is not None
         await self.process.wait()
-        (self.data_dir / CONTROL_FILE).unlink(missing_ok=True)
 
     async def stop(self) -> int:
         """Ask it to leave; the exit code."""
@@ -184,7 +185,7 @@ async def wait_for_status(
         status = await client.status()
         if condition(status):
             return status
-        assert time.monotonic() < deadline_s, f"still not so: {json.dumps(status, indent=1)}"
+        assert time.monotonic() < deadline_s, f"still not so: {json.dumps(status)}"
         await asyncio.sleep(0.1)
 
 
