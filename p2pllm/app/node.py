@@ -34,6 +34,7 @@ from p2pllm.app.interfaces import reachable_addresses
 from p2pllm.app.memory import proven_facts, remember
 from p2pllm.app.models import BUILTIN, ModelLibrary, references
 from p2pllm.app.progress import ProgressDisplay
+from p2pllm.app.renewal import Renewal, live_members
 from p2pllm.app.state import load_state, save_state
 from p2pllm.app.threads import default_threads
 from p2pllm.core.effects import Effect
@@ -68,6 +69,7 @@ from p2pllm.security.datagrams import DatagramSealer
 from p2pllm.security.enrolment import EnrolmentServer
 from p2pllm.security.identity import NodeIdentity
 from p2pllm.security.invites import InviteBook
+from p2pllm.security.membership import Membership
 from p2pllm.security.signatures import RecordSigner, RecordVerifier, owner_of
 from p2pllm.security.storage import write_private
 from p2pllm.security.tls import client_context, identify, server_context
@@ -142,7 +144,12 @@ class _Signer:
     """Signs what the core says."""
 
     def __init__(self, identity: NodeIdentity, certificate: bytes) -> None:
-        self._signer = RecordSigner(identity, certificate, encode)
+        self._identity = identity
+        self.renew(certificate)
+
+    def renew(self, certificate: bytes) -> None:
+        """Prove what is said from now on by another certificate."""
+        self._signer = RecordSigner(self._identity, certificate, encode)
 
     def node(self, record: NodeRecord) -> Signed[NodeRecord]:
         return self._signer.sign(record)
@@ -194,10 +201,11 @@ async def _run(
             parameter_bytes=engine.parameter_bytes,
             speed_bytes_s=await engine.measure_speed(),
         )
+        signer = _Signer(identity, membership.certificate)
         node = Node(
             record,
             config=core_config,
-            sign=_Signer(identity, membership.certificate),
+            sign=signer,
             random=random.Random(secrets.randbits(64)),
             now=loop.time(),
         )
@@ -232,7 +240,7 @@ async def _run(
             clock=loop.time,
         )
 
-        def exchange(certificate: bytes) -> EnrolmentServer:
+        def exchange(certificate: bytes, member: NodeId | None) -> EnrolmentServer:
             assert inviter is not None
             return EnrolmentServer(
                 authority=inviter.authority,
@@ -243,6 +251,7 @@ async def _run(
                 certificate=certificate,
                 random_bytes=secrets.token_bytes,
                 now=wall_clock,
+                member=member,
             )
 
         tls = (identity, membership.certificate, membership.authority, folder)
@@ -323,13 +332,35 @@ async def _run(
         on_ready(
             NodeInformation(self_id, config.name, membership.swarm, addresses, api_address, invite)
         )
-        remembering = tasks.create_task(remember(folder, state, node))
+
+        def adopt(renewed: Membership) -> None:
+            tls = (identity, renewed.certificate, renewed.authority, folder)
+            streams.renew(server_context(*tls), client_context(*tls), renewed.certificate)
+            signer.renew(renewed.certificate)
+
+        renewal = Renewal(
+            folder,
+            identity,
+            config.name,
+            membership,
+            authority=place.authority,
+            members=lambda: live_members(node),
+            facts=lambda: node.swarm.facts,
+            adopt=adopt,
+            post=driver.post,
+            random=random.Random(secrets.randbits(64)),
+        )
+        background = [
+            tasks.create_task(remember(folder, state, node)),
+            tasks.create_task(renewal.run()),
+        ]
         await leave.wait()
         log.info("leaving")
         driver.post(LeaveRequested())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(left.wait(), LEAVE_TIMEOUT_S)
-        remembering.cancel()
+        for task in background:
+            task.cancel()
 
 
 def _added_s(node: Node, model: str) -> int:

@@ -160,6 +160,19 @@ class GenerationCancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class CertificatesAged:
+    """What records carry to prove them runs out, and this node has a younger certificate for it.
+
+    Attributes:
+        own: whether of its own records: its certificate was renewed.
+        facts: of which models; any member may state a fact anew.
+    """
+
+    own: bool
+    facts: tuple[ModelId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LeaveRequested:
     """The owner wants this node to leave gracefully."""
 
@@ -178,5 +191,6 @@ Event = (
     | ModelRemoved
     | GenerationSubmitted
     | GenerationCancelled
+    | CertificatesAged
     | LeaveRequested
 )

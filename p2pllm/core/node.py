@@ -23,6 +23,7 @@ from p2pllm.core.blacklist import Blacklist
 from p2pllm.core.capacity import PlacementConfig, weight_bytes
 from p2pllm.core.effects import Effect, LeaveFinished, Notify
 from p2pllm.core.events import (
+    CertificatesAged,
     DatagramReceived,
     Event,
     GenerationCancelled,
@@ -237,6 +238,8 @@ class Node:
                     return self._swarm.remove_model(event.model, wall_ms=event.wall_ms, now=now)
                 except P2PLLMError as error:
                     return [Notify("model_not_removed", "warning", {"reason": str(error)})]
+            case CertificatesAged():
+                return self._swarm.sign_anew(own=event.own, facts=event.facts, now=now)
             case LeaveRequested():
                 self._leaving = True
                 effects = self._swarm.update_own(now=now, leaving=True)

@@ -54,11 +54,13 @@ from p2pllm.domain.ids import ModelId, NodeId, short
 from p2pllm.domain.messages import StreamProbe, StreamProbeAck
 from p2pllm.domain.models import ModelSpec
 from p2pllm.domain.records import (
+    COUNTER_MAX,
     INCARNATION_MAX,
     MODELS_MAX,
     Address,
     Holding,
     HoldingState,
+    HybridTime,
     LoadRecord,
     Member,
     MemberState,
@@ -438,6 +440,34 @@ class Swarm:
         if known is None or known.value.spec is None:
             raise ModelNotFoundError(f"the swarm does not serve {model}; see `p2pllm models`")
         return self._store_fact(model, None, wall_ms, now)
+
+    def sign_anew(self, *, own: bool, facts: tuple[ModelId, ...], now: float) -> list[Effect]:
+        """Publish what is known again, with the certificate that `sign` uses by now.
+
+        A record does not hold longer than the certificate in it. The new stamp of a fact is just
+        above its old one: whatever has been said of the model since, unseen here, still wins.
+
+        Args:
+            own: whether this node's record and load are meant.
+            facts: which models' facts are; whoever wrote them.
+            now: the time.
+        """
+        if self._is_leaving:
+            return []
+        if own:
+            self._store_own(replace(self._wish, version=self._wish.version + 1), now)
+            if self._load is not None:
+                self._publish_load(now)
+        effects: list[Effect] = []
+        for model in facts:
+            known = self._store.fact(model)
+            if known is None or known.value.stamp.counter >= COUNTER_MAX:
+                continue
+            old = known.value.stamp
+            stamp = HybridTime(old.wall_ms, old.counter + 1, self._id)
+            signed = self._sign.fact(replace(known.value, stamp=stamp))
+            effects += self._merge_fact(signed, now, None)
+        return effects
 
     def restore(self, facts: Iterable[Signed[ModelFact]], *, now: float) -> list[Effect]:
         """Remember what was served when this node last ran; the shell has proven each fact."""

@@ -1,6 +1,6 @@
-"""What is said at a join, before the joiner is a member.
+"""What is said at a join, before the joiner is a member, and when a member renews.
 
-joiner -> member   EnrolRequest     over TLS, without a client certificate
+joiner -> member   EnrolRequest     over TLS; with a client certificate it asks to renew that
 member -> joiner   EnrolOffer       the joiner checks the swarm's hash before it goes on
 joiner -> member   EnrolProof       the invite's secret, and a signature by the new node's key
 member -> joiner   EnrolGrant or EnrolRefusal

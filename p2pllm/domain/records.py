@@ -34,6 +34,9 @@ BYTES_MAX = 2**62
 WALL_MS_MAX = 2**48
 """The year 10889."""
 
+COUNTER_MAX = 2**31
+"""Of facts stamped within one millisecond, or stated anew since."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
@@ -148,7 +151,7 @@ class HybridTime:
     """
 
     wall_ms: Annotated[int, Bounds(0, WALL_MS_MAX)]
-    counter: Annotated[int, Bounds(0, 2**31)]
+    counter: Annotated[int, Bounds(0, COUNTER_MAX)]
     writer: NodeId
 
 

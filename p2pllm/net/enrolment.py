@@ -1,8 +1,10 @@
-"""Joining a swarm: the joiner's side of a connection without a client certificate.
+"""Joining a swarm, and renewing a membership: the side that asks.
 
-TLS is not verified here, since the joiner has nothing to verify it with but the swarm's hash in the
-invite: the exchange checks that, and signs what it answers together with the certificate TLS
-showed, before any secret is sent (`p2pllm.security`).
+A joiner has no certificate to show. It does not verify TLS either, since it has nothing to verify
+it with but the swarm's hash in the invite: the exchange checks that, and signs what it answers
+together with the certificate TLS showed, before any secret is sent (`p2pllm.security`). A member
+that renews comes with its own TLS context, which shows its certificate and insists on another
+member's.
 """
 
 from __future__ import annotations
@@ -50,14 +52,16 @@ async def enrol(
     address: Address,
     make_exchange: Callable[[bytes], JoinExchange[Result]],
     *,
+    context: ssl.SSLContext | None = None,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     exchange_timeout_s: float = EXCHANGE_TIMEOUT_S,
 ) -> Result:
-    """Join through the member at `address`.
+    """Join, or renew, through the member at `address`.
 
     Args:
         address: where a member listens.
         make_exchange: makes the joiner's machine, given the member's TLS certificate (DER).
+        context: TLS as a client with this node's certificate, to renew; None to join.
         connect_timeout_s: for TCP and TLS.
         exchange_timeout_s: for the rest.
 
@@ -66,7 +70,7 @@ async def enrol(
         AuthenticationError: the exchange refused or was refused; InviteError where it is the
             invite's fault.
     """
-    reader, writer = await _connect(address, connect_timeout_s)
+    reader, writer = await _connect(address, context or _stranger_context(), connect_timeout_s)
     try:
         tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
         exchange = make_exchange(tls.getpeercert(binary_form=True) or b"")
@@ -92,12 +96,8 @@ async def enrol(
 
 
 async def _connect(
-    address: Address, timeout_s: float
+    address: Address, context: ssl.SSLContext, timeout_s: float
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
     try:
         async with asyncio.timeout(timeout_s):
             return await asyncio.open_connection(
@@ -109,6 +109,9 @@ async def _connect(
     except ConnectionRefusedError:
         problem = "refused the connection"
         advice = "Check the port, and that a node runs there"
+    except ssl.SSLCertVerificationError:
+        problem = "is no member of this swarm, or its membership has expired"
+        advice = "Check the address, and the clocks"
     except ssl.SSLError:
         problem = "does not speak TLS 1.3"
         advice = "Check that this is a p2pllm node's address, not its HTTP API"
@@ -116,6 +119,14 @@ async def _connect(
         problem = f"cannot be reached ({error.strerror or error})"
         advice = "Check the address and the network"
     raise ConfigurationError(f"{address} {problem}. {advice}.")
+
+
+def _stranger_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def _pump(

@@ -1,7 +1,10 @@
-"""Connections from others: peers that send, and strangers that want to join.
+"""Connections from others: peers that send, members that renew, and strangers that want to join.
 
-accept -> TLS handshake -> certificate? -> peer:     Hello <-> Hello, then messages and keep-alives
-                                        -> stranger: the enrolment exchange, nothing else
+accept -> TLS handshake -> certificate -> Hello:        peer, messages and keep-alives follow
+                                       -> EnrolRequest: the enrolment exchange, nothing else
+                        -> none:                        the enrolment exchange, nothing else
+
+A member's certificate is valid, or TLS would have failed; so the exchange is told who asks.
 
 Anyone who reaches the port can come as far as the handshake, so each step up to the greeting is
 bounded in number, size and time; see `StreamLimits`.
@@ -17,7 +20,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from p2pllm.domain.enrolment import EnrolmentMessage, EnrolRefusal
+from p2pllm.domain.enrolment import EnrolmentMessage, EnrolRefusal, EnrolRequest
 from p2pllm.domain.errors import AuthenticationError, RemoteProtocolError
 from p2pllm.domain.ids import NodeId, short
 from p2pllm.domain.messages import Goodbye, Hello
@@ -26,7 +29,7 @@ from p2pllm.net.limits import StreamLimits
 from p2pllm.net.sockets import source_address
 from p2pllm.wire.control import KeepAlive, KeepAliveAck
 from p2pllm.wire.frames import PEER_LIMITS
-from p2pllm.wire.tags import Greeting, IncomingMessage
+from p2pllm.wire.tags import IncomingMessage, Opening
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -35,7 +38,10 @@ LOG_INTERVAL_S = 10.0
 
 
 class EnrolmentExchange(Protocol):
-    """A join, seen from the member's side, without I/O; see `p2pllm.domain.enrolment`."""
+    """A join or a renewal, seen from the side that may grant it, without I/O.
+
+    See `p2pllm.domain.enrolment`.
+    """
 
     @property
     def finished(self) -> bool:
@@ -52,6 +58,24 @@ class EnrolmentExchange(Protocol):
         ...
 
 
+class _Door:
+    """How many enrolments of one kind may begin: a bound on their rate and on those under way."""
+
+    def __init__(self, limits: StreamLimits) -> None:
+        self._limits = limits
+        self._tokens = float(limits.enrolments_max)
+
+    def tick(self, elapsed_s: float) -> None:
+        refilled = self._tokens + elapsed_s * self._limits.enrolments_per_s
+        self._tokens = min(float(self._limits.enrolments_max), refilled)
+
+    def enter(self, under_way: int) -> bool:
+        if under_way >= self._limits.enrolments_max or self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
 class Listener:
     """Accepts connections and keeps them.
 
@@ -61,7 +85,8 @@ class Listener:
         identify: the node a TLS certificate names; raises AuthenticationError.
         context: TLS as a server that asks for a client certificate but lets in without.
         on_message: gets each message of each peer.
-        enrolment: makes the exchange for a stranger, or None to refuse strangers.
+        enrolment: makes the exchange for a stranger (None) or a member that renews; None where
+            this node cannot let anybody in.
         limits: of the streams.
     """
 
@@ -73,7 +98,7 @@ class Listener:
         identify: Callable[[bytes], NodeId],
         context: ssl.SSLContext,
         on_message: Callable[[NodeId, Any], None],
-        enrolment: Callable[[], EnrolmentExchange] | None,
+        enrolment: Callable[[NodeId | None], EnrolmentExchange] | None,
         limits: StreamLimits,
     ) -> None:
         self.hello = hello
@@ -88,7 +113,9 @@ class Listener:
         self._peers: dict[NodeId, IncomingConnection] = {}  # Greeted; one per node.
         # In order of arrival; with the socket until a transport owns it.
         self._handshakes: dict[asyncio.Task[None], socket.socket | None] = {}
-        self._enrolment_tokens = float(limits.enrolments_max)
+        # Apart, so that no crowd of strangers keeps members from renewing.
+        self._stranger_door = _Door(limits)
+        self._member_door = _Door(limits)
         self._quiet_s = LOG_INTERVAL_S
         self._refused_silently = 0
 
@@ -141,11 +168,8 @@ class Listener:
 
     def tick(self, elapsed_s: float) -> None:
         """`elapsed_s` of this process's own life passed."""
-        limits = self.limits
-        self._enrolment_tokens = min(
-            float(limits.enrolments_max),
-            self._enrolment_tokens + elapsed_s * limits.enrolments_per_s,
-        )
+        self._stranger_door.tick(elapsed_s)
+        self._member_door.tick(elapsed_s)
         self._quiet_s += elapsed_s
         for connection in tuple(self._connections):
             connection.tick(elapsed_s)
@@ -189,25 +213,29 @@ class Listener:
         if node is not None and self._peers.get(node) is connection:
             del self._peers[node]
 
-    def admit_stranger(self) -> EnrolmentExchange:
-        """An exchange for a connection without certificate.
+    def admit(self, node: NodeId | None) -> EnrolmentExchange:
+        """An exchange for a stranger (None), or for a member that has shown its certificate.
 
         Raises:
-            AuthenticationError: strangers are not served, or too many are.
+            AuthenticationError: this node grants nothing, or too many ask.
         """
-        strangers = sum(connection.is_stranger for connection in self._connections)
+        is_member = node is not None
+        under_way = sum(
+            connection.is_enrolling and (connection.node is not None) == is_member
+            for connection in self._connections
+        )
+        door = self._member_door if is_member else self._stranger_door
         if self.enrolment is None:
             raise AuthenticationError(
                 "this member cannot let anybody in; use the address of the node that made the "
                 "invite",
                 code="cannot_admit",
             )
-        if strangers >= self.limits.enrolments_max or self._enrolment_tokens < 1:
+        if not door.enter(under_way):
             raise AuthenticationError(
                 "too many join at once; try again in some seconds", code="busy"
             )
-        self._enrolment_tokens -= 1
-        return self.enrolment()
+        return self.enrolment(node)
 
     def refused(self, source: str, reason: str) -> None:
         """Count, and log if the last line is not too recent."""
@@ -225,9 +253,9 @@ class IncomingConnection(FrameConnection):
     """The listener's end of a connection."""
 
     def __init__(self, listener: Listener) -> None:
-        super().__init__(Greeting, listener.limits)
+        super().__init__(Opening, listener.limits)
         self.node: NodeId | None = None  # Whom the certificate names.
-        self.is_stranger = False
+        self.is_enrolling = False  # Nothing but an exchange happens here, or was refused.
         self._listener = listener
         self._is_greeted = False
         self._exchange: EnrolmentExchange | None = None
@@ -235,25 +263,20 @@ class IncomingConnection(FrameConnection):
         self._age_s = 0.0
 
     def opened(self) -> None:
-        """Peer or stranger?"""
+        """Member or stranger?"""
         self._listener.add(self)
         certificate = self.certificate()
-        if certificate is not None:
+        if certificate is None:
+            self._begin_exchange()
+        else:
             self.node = self._listener.identify(certificate)
-            return
-        try:
-            self._exchange = self._listener.admit_stranger()
-        except AuthenticationError as error:
-            self.write(EnrolRefusal(error.code, str(error)))
-            raise
-        finally:
-            self.is_stranger = True
-        self.expect(EnrolmentMessage)
 
     def message_received(self, message: Any) -> None:
-        """Greeting, exchange or message."""
+        """Exchange, greeting or message."""
         if self._exchange is not None:
             self._enrol(self._exchange, message)
+        elif isinstance(message, EnrolRequest):
+            self._enrol(self._begin_exchange(), message)
         elif isinstance(message, KeepAlive):
             self.write(KeepAliveAck())
         elif isinstance(message, Goodbye):
@@ -270,6 +293,17 @@ class IncomingConnection(FrameConnection):
             self._listener.greeted(self, self.node)
             _log.debug("peer_connected", node=short(self.node), software=message.software)
 
+    def _begin_exchange(self) -> EnrolmentExchange:
+        try:
+            exchange = self._exchange = self._listener.admit(self.node)
+        except AuthenticationError as error:
+            self.write(EnrolRefusal(error.code, str(error)))
+            raise
+        finally:
+            self.is_enrolling = True
+        self.expect(EnrolmentMessage)
+        return exchange
+
     def _enrol(self, exchange: EnrolmentExchange, message: EnrolmentMessage) -> None:
         for answer in exchange.receive(message):
             self.write(answer)
@@ -278,8 +312,8 @@ class IncomingConnection(FrameConnection):
             self.transport.close()
 
     def finish(self, reason: str) -> None:
-        """Strangers know no Goodbye: they are closed; what they did is logged like for peers."""
-        if self.is_stranger and not self.is_closing:
+        """Who enrols knows no Goodbye: it is closed; what it did is logged like for peers."""
+        if self.is_enrolling and not self.is_closing:
             self._detail = reason
             self.is_closing = True
             self.transport.close()
@@ -295,9 +329,9 @@ class IncomingConnection(FrameConnection):
         self._age_s += elapsed_s
         self._silent_s = 0.0 if self.is_alive else self._silent_s + elapsed_s
         self.is_alive = False
-        if self.is_stranger:
+        if self.is_enrolling:
             if self._age_s > self.limits.enrolment_timeout_s:
-                self.abort("joining took too long")
+                self.abort("the enrolment took too long")
         elif not self._is_greeted:
             if self._age_s > self.limits.greeting_timeout_s:
                 self.abort("no greeting came")
@@ -305,10 +339,13 @@ class IncomingConnection(FrameConnection):
             self.abort("it fell silent")
 
     def closed(self, detail: str) -> None:
-        """Forget it, and log what a stranger or an ungreeted peer did."""
+        """Forget it, and log what whoever was not let in did."""
         self._listener.remove(self, self.node)
         finished = self._exchange is not None and self._exchange.finished
-        if not self._is_greeted and not finished:
+        if self.is_enrolling and self.node is not None:
+            # Members ask around for one that can renew, so to refuse them is nothing unusual.
+            _log.debug("renewal_ended", node=short(self.node), finished=finished, detail=detail)
+        elif not self._is_greeted and not finished:
             self._listener.refused(self.source, detail)
         elif self.node is not None:
             _log.debug("peer_disconnected", node=short(self.node), detail=detail)

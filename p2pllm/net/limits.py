@@ -21,8 +21,9 @@ class StreamLimits:
         handshakes_max: at once; one more cuts the oldest off, so that a flood of slow ones
             cannot keep out a peer, whose handshake takes milliseconds.
         incoming_max: open connections from peers: one per member of a large swarm.
-        enrolments_max: connections without a certificate at once.
-        enrolments_per_s: such connections on average; bursts up to `enrolments_max`.
+        enrolments_max: joins under way at once, connections without a certificate; and as many
+            renewals.
+        enrolments_per_s: of either on average; bursts up to `enrolments_max`.
         enrolment_timeout_s: from accept to the end of the exchange.
         keep_alive_s: silence after which an outgoing stream asks for a sign of life.
         silence_timeout_s: without a sign of life, and without the peer's kernel taking bytes, the

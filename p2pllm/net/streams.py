@@ -63,8 +63,8 @@ class PeerStreams:
         on_message: gets (sender, message) of `p2pllm.wire.tags.PeerMessage`.
         on_unreachable: gets (node, why) once for each stream that broke or could not be opened;
             what was sent since the last such call may be lost.
-        enrolment: makes the exchange for a connection without certificate, given
-            `own_certificate`; None refuses strangers.
+        enrolment: makes the exchange for whoever asks to be enrolled, given `own_certificate` and
+            the member that asks to renew, or None for a stranger; without it both are refused.
         limits: what all this may take.
     """
 
@@ -79,7 +79,7 @@ class PeerStreams:
         identify: Callable[[bytes], NodeId],
         on_message: Callable[[NodeId, Any], None],
         on_unreachable: Callable[[NodeId, str], None],
-        enrolment: Callable[[bytes], EnrolmentExchange] | None = None,
+        enrolment: Callable[[bytes, NodeId | None], EnrolmentExchange] | None = None,
         limits: StreamLimits | None = None,
     ) -> None:
         self._hello = self_hello
@@ -112,7 +112,7 @@ class PeerStreams:
 
     @property
     def refused_total(self) -> int:
-        """Connections closed before they were a peer's or a finished join."""
+        """Connections closed before they were a member's or a finished join."""
         return self._listener.refused_total
 
     def connected(self) -> list[NodeId]:
@@ -222,9 +222,9 @@ class PeerStreams:
             _log.info("peer_unreachable", node=short(stream.node), detail=detail)
             self._on_unreachable(stream.node, detail)
 
-    def _make_exchange(self) -> EnrolmentExchange:
+    def _make_exchange(self, member: NodeId | None) -> EnrolmentExchange:
         assert self._enrolment is not None
-        return self._enrolment(self._own_certificate)
+        return self._enrolment(self._own_certificate, member)
 
     async def _keep_time(self) -> None:
         """Tick; a process that was suspended counts one long tick as two usual ones."""

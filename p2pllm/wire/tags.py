@@ -61,3 +61,6 @@ OutgoingAnswer = messages.Goodbye | control.KeepAliveAck
 
 Greeting = messages.Hello | messages.Goodbye
 """What both say first."""
+
+Opening = Greeting | enrolment.EnrolRequest
+"""What a dialler with a certificate says first; the request is to have it renewed."""

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from p2pllm.core.events import CertificatesAged
 from p2pllm.domain.generation import FinishReason
 from p2pllm.domain.records import MemberState
 from sim.network import Link
@@ -114,6 +115,24 @@ def test_a_node_that_leaves_finishes_what_it_carries_and_says_farewell() -> None
     world.world.run_until(lambda: leaver in world.left, limit_s=40, step_s=0.5)
     states = {member.record.node: member.state for member in world.node(0).swarm.view().members}
     assert states[world.hosts[leaver].node] is MemberState.LEFT
+
+
+def test_what_it_says_of_itself_and_of_models_is_signed_anew() -> None:
+    world = started(3, layers_max=5)
+    before = world.node(1).swarm.own
+    world.tell(1, CertificatesAged(own=True, facts=(SPEC.id,)))
+
+    def arrived() -> bool:
+        swarm = world.node(0).swarm
+        record = swarm.record_of(before.node)
+        return (
+            record is not None
+            and record.stamp > before.stamp
+            and swarm.facts[0].value.stamp.writer == before.node
+        )
+
+    world.world.run_until(arrived, limit_s=20, step_s=0.1)
+    assert world.covered(SPEC, 0)
 
 
 def test_without_a_path_the_client_is_told_which_layers_are_missing() -> None:

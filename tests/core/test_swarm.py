@@ -16,18 +16,21 @@ from p2pllm.core.events import DatagramReceived
 from p2pllm.core.membership import MembershipConfig
 from p2pllm.core.swarm import RECORD_BYTES_MAX, Load, Swarm, SwarmConfig
 from p2pllm.domain.errors import ClientError, ModelNotFoundError
-from p2pllm.domain.gossip import Bodies, Gossip, Headline, News, Ping, Pull
+from p2pllm.domain.gossip import Bodies, Gossip, Headline, News, Ping, Pull, Signed
 from p2pllm.domain.ids import ModelId
 from p2pllm.domain.layers import LayerRange
 from p2pllm.domain.messages import StreamProbe, StreamProbeAck
 from p2pllm.domain.models import LayerRun, ModelSpec
 from p2pllm.domain.records import (
+    COUNTER_MAX,
     INCARNATION_MAX,
     Holding,
     HoldingState,
     HybridTime,
+    LoadRecord,
     MemberState,
     ModelFact,
+    NodeRecord,
 )
 from sim.network import Link
 from sim.swarms import (
@@ -488,6 +491,105 @@ def test_a_fact_from_the_future_is_refused_where_the_time_is_known() -> None:
     assert swarm.view().models == ()
     swarm.receive(from_peer(1, body), now=0.0)
     assert swarm.view().models == (spec(),)
+
+
+class RenewableSigner(PlainSigner):
+    """Its signatures carry a certificate that can be told from others."""
+
+    certificate = b"old"
+
+    def node(self, record: NodeRecord) -> Signed[NodeRecord]:
+        return replace(super().node(record), certificate=self.certificate)
+
+    def load(self, record: LoadRecord) -> Signed[LoadRecord]:
+        return replace(super().load(record), certificate=self.certificate)
+
+    def fact(self, fact: ModelFact) -> Signed[ModelFact]:
+        return replace(super().fact(fact), certificate=self.certificate)
+
+
+def renewable() -> tuple[Swarm, RenewableSigner]:
+    signer = RenewableSigner()
+    world = SwarmWorld(1, 0)
+    own = own_record(0, 1)
+    swarm = Swarm(own, config=SwarmConfig(), sign=signer, random=world.world.random("x"), now=0.0)
+    return swarm, signer
+
+
+def test_own_records_are_published_anew_with_a_renewed_certificate() -> None:
+    swarm, signer = renewable()
+    swarm.update_own(now=0.0, load=Load(3))
+    before, load_before = swarm.own, swarm.own_load
+    assert load_before is not None
+    signer.certificate = b"new"
+    swarm.sign_anew(own=True, facts=(), now=5.0)
+    assert swarm.own == replace(before, version=before.version + 1)
+    assert swarm.own_load == replace(load_before, version=load_before.version + 1)
+    for kind in ("node", "load"):
+        body = swarm.body((kind, node_id(0)))
+        assert body is not None
+        assert body.certificate == b"new"
+    swarm.check()
+
+
+def test_records_signed_anew_reach_everybody() -> None:
+    world = settled(5)
+    world.act(1, lambda swarm: swarm.add_model(spec(), wall_ms=WALL_MS, now=world.now))
+    world.world.run(world.now + 10)
+    version = world.swarm(0).own.version
+    world.act(0, lambda swarm: swarm.sign_anew(own=True, facts=(ModelId("m"),), now=world.now))
+
+    def arrived() -> bool:
+        return knows_all(world) and all(
+            world.swarm(i).facts[0].value.stamp.writer == node_id(0) for i in range(5)
+        )
+
+    assert not arrived()
+    world.world.run_until(arrived, limit_s=20, step_s=0.1)
+    record = world.swarm(4).record_of(node_id(0))
+    assert record is not None
+    assert record.version == version + 1
+    assert all(world.swarm(i).view().models == (spec(),) for i in range(5))
+
+
+def test_a_fact_of_another_is_stated_anew_and_stays_what_it_was() -> None:
+    swarm, signer = renewable()
+    stamp = HybridTime(WALL_MS, 3, node_id(1))
+    fact = ModelFact(ModelId("m"), stamp, spec())
+    swarm.receive(from_peer(1, Bodies(facts=(PlainSigner().fact(fact),))), now=0.0)
+    signer.certificate = b"new"
+    effects = swarm.sign_anew(own=False, facts=(ModelId("m"), ModelId("unknown")), now=1.0)
+    assert effects == []
+    (signed,) = swarm.facts
+    assert signed.certificate == b"new"
+    assert signed.value == replace(fact, stamp=HybridTime(WALL_MS, 4, node_id(0)))
+    assert swarm.own.version == own_record(0, 1).version
+
+
+def test_a_removal_that_was_not_seen_yet_outbids_a_fact_stated_anew() -> None:
+    swarm, _ = renewable()
+    swarm.add_model(spec(), wall_ms=WALL_MS, now=0.0)
+    swarm.sign_anew(own=False, facts=(ModelId("m"),), now=1_000.0)
+    removal = ModelFact(ModelId("m"), HybridTime(WALL_MS + 1, 0, node_id(1)), None)
+    swarm.receive(from_peer(1, Bodies(facts=(PlainSigner().fact(removal),))), now=1_000.0)
+    assert swarm.view().models == ()
+
+
+def test_a_fact_at_the_end_of_its_counter_is_left_alone() -> None:
+    swarm, _ = renewable()
+    fact = ModelFact(ModelId("m"), HybridTime(WALL_MS, COUNTER_MAX, node_id(1)), spec())
+    swarm.receive(from_peer(1, Bodies(facts=(PlainSigner().fact(fact),))), now=0.0)
+    swarm.sign_anew(own=False, facts=(ModelId("m"),), now=1.0)
+    assert swarm.facts[0].value == fact
+
+
+def test_one_that_says_farewell_signs_nothing_anew() -> None:
+    swarm, _ = renewable()
+    swarm.add_model(spec(), wall_ms=WALL_MS, now=0.0)
+    swarm.leave(now=1.0)
+    before = (swarm.own, swarm.facts)
+    assert swarm.sign_anew(own=True, facts=(ModelId("m"),), now=1.1) == []
+    assert (swarm.own, swarm.facts) == before
 
 
 def test_full_facts_forget_the_oldest_removal_and_refuse_when_there_is_none(

@@ -20,12 +20,13 @@ from p2pllm.domain.errors import (
     InviteError,
     RemoteProtocolError,
 )
+from p2pllm.domain.ids import NodeId
 from p2pllm.domain.messages import StreamProbe
 from p2pllm.domain.records import Address
 from p2pllm.net.enrolment import enrol
 from p2pllm.net.limits import StreamLimits
 from p2pllm.wire.frames import PREFIX, frame_parts
-from tests.net.certificates import Swarm
+from tests.net.certificates import Identity, Swarm
 from tests.net.peers import HOST, Peer
 
 QUICK = StreamLimits(keep_alive_s=0.1, enrolment_timeout_s=0.5, shutdown_timeout_s=0.3)
@@ -34,8 +35,9 @@ QUICK = StreamLimits(keep_alive_s=0.1, enrolment_timeout_s=0.5, shutdown_timeout
 class Member:
     """Grants a joiner who knows the word; the machinery of trust is tested elsewhere."""
 
-    def __init__(self, certificate: bytes) -> None:
+    def __init__(self, certificate: bytes, member: NodeId | None = None) -> None:
         self._certificate = certificate
+        self._member = member
         self.finished = False
 
     def receive(self, message: EnrolmentMessage) -> list[EnrolmentMessage]:
@@ -47,6 +49,9 @@ class Member:
             ):
                 self.finished = True
                 return [EnrolGrant(b"welcome", (), ())]
+            case EnrolProof(secret=b"") if self._member is not None:
+                self.finished = True
+                return [EnrolGrant(self._member.encode(), (), ())]
             case EnrolProof():
                 self.finished = True
                 return [EnrolRefusal("invite_refused", "that is not the word")]
@@ -91,7 +96,7 @@ async def test_a_joiner_gets_what_the_member_grants(swarm: Swarm) -> None:
 async def test_both_exchanges_see_the_same_certificate(swarm: Swarm) -> None:
     shown: list[bytes] = []
 
-    def member(certificate: bytes) -> Member:
+    def member(certificate: bytes, _: NodeId | None) -> Member:
         shown.append(certificate)
         return Member(certificate)
 
@@ -126,8 +131,99 @@ async def test_joins_are_bounded_in_number_and_rate(swarm: Swarm) -> None:
             await join(peer.addresses[0])
 
 
+async def renew(identity: Identity, address: Address) -> bytes:
+    return await enrol(
+        address,
+        lambda certificate: Joiner(certificate, b""),
+        context=identity.client_context,
+        exchange_timeout_s=2,
+    )
+
+
+async def test_a_member_renews_as_whom_its_certificate_names(swarm: Swarm) -> None:
+    identity = swarm.member()
+    async with Peer(swarm.member(), enrolment=Member) as peer:
+        assert await renew(identity, peer.addresses[0]) == identity.node.encode()
+        assert peer.refused_total == 0
+
+
+async def test_a_member_renews_while_its_stream_goes_on(swarm: Swarm) -> None:
+    async with (
+        Peer(swarm.member(), enrolment=Member) as peer,
+        Peer(swarm.member()) as other,
+    ):
+        other.tell(peer, StreamProbe(1))
+        assert await peer.messages.get() == (other.node, StreamProbe(1))
+        assert await renew(other.identity, peer.addresses[0]) == other.node.encode()
+        other.tell(peer, StreamProbe(2))
+        assert await peer.messages.get() == (other.node, StreamProbe(2))
+        assert other.unreachable.empty()
+
+
+async def test_without_a_certificate_nobody_renews(swarm: Swarm) -> None:
+    async with Peer(swarm.member(), enrolment=Member) as peer:
+        with pytest.raises(InviteError, match="that is not the word"):
+            await join(peer.addresses[0], b"")
+
+
+async def test_a_certificate_of_another_swarm_renews_nothing(
+    swarm: Swarm, other_swarm: Swarm
+) -> None:
+    foreign = other_swarm.member()
+    async with Peer(swarm.member(), enrolment=Member) as peer:
+        with pytest.raises(ConfigurationError, match="no member of this swarm"):
+            await renew(foreign, peer.addresses[0])
+        foreign.client_context.verify_mode = ssl.CERT_NONE
+        with pytest.raises(ConfigurationError, match="broke the join off"):
+            await renew(foreign, peer.addresses[0])
+        assert peer.refused_total
+
+
+async def test_a_member_that_cannot_renew_says_so(swarm: Swarm) -> None:
+    async with Peer(swarm.member()) as peer:
+        with pytest.raises(InviteError, match="cannot let anybody in") as caught:
+            await renew(swarm.member(), peer.addresses[0])
+        assert caught.value.code == "cannot_admit"
+        assert peer.refused_total == 0
+
+
+async def test_a_crowd_of_strangers_does_not_keep_members_from_renewing(swarm: Swarm) -> None:
+    limits = dataclasses.replace(QUICK, enrolments_max=1, enrolments_per_s=0.01)
+    async with Peer(swarm.member(), enrolment=Member, limits=limits) as peer:
+        await join(peer.addresses[0])
+        with pytest.raises(InviteError, match="too many join at once"):
+            await join(peer.addresses[0])
+        await renew(swarm.member(), peer.addresses[0])
+        with pytest.raises(InviteError, match="too many join at once"):
+            await renew(swarm.member(), peer.addresses[0])
+
+
+async def test_a_member_that_greets_does_not_enrol_afterwards(swarm: Swarm) -> None:
+    identity = swarm.member()
+    async with Peer(swarm.member(), enrolment=Member, limits=QUICK) as peer:
+        reader, writer = await asyncio.open_connection(
+            HOST, peer.port, ssl=identity.client_context, server_hostname=""
+        )
+        for message in (identity.hello(), EnrolRequest(1)):
+            writer.writelines(frame_parts(message))
+        answer = await asyncio.wait_for(reader.read(), 3)
+        assert b"authority" not in answer
+        writer.transport.abort()
+
+
+async def test_a_renewal_that_is_begun_and_not_gone_on_with_ends(swarm: Swarm) -> None:
+    identity = swarm.member()
+    async with Peer(swarm.member(), enrolment=Member, limits=QUICK) as peer:
+        reader, writer = await asyncio.open_connection(
+            HOST, peer.port, ssl=identity.client_context, server_hostname=""
+        )
+        writer.writelines(frame_parts(EnrolRequest(1)))
+        assert b"authority" in await asyncio.wait_for(reader.read(), 3)
+        writer.transport.abort()
+
+
 async def test_a_factory_that_refuses_closes_the_connection(swarm: Swarm) -> None:
-    def refuse(certificate: bytes) -> Member:
+    def refuse(certificate: bytes, _: NodeId | None) -> Member:
         raise AuthenticationError("not today")
 
     async with Peer(swarm.member(), enrolment=refuse) as peer:
