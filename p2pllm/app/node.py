@@ -35,6 +35,7 @@ from p2pllm.app.memory import proven_facts, remember
 from p2pllm.app.models import BUILTIN, ModelLibrary, references
 from p2pllm.app.progress import ProgressDisplay
 from p2pllm.app.renewal import Renewal, live_members
+from p2pllm.app.signer import CoreSigner
 from p2pllm.app.state import load_state, save_state
 from p2pllm.app.threads import default_threads
 from p2pllm.core.effects import Effect
@@ -49,13 +50,10 @@ from p2pllm.core.events import (
 )
 from p2pllm.core.node import CoreConfig, Node
 from p2pllm.domain.errors import P2PLLMError
-from p2pllm.domain.gossip import Signed
 from p2pllm.domain.ids import NodeId, SwarmId
 from p2pllm.domain.messages import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Hello
 from p2pllm.domain.records import (
     Address,
-    LoadRecord,
-    ModelFact,
     NodeRecord,
 )
 from p2pllm.engine.runner import Engine
@@ -67,13 +65,11 @@ from p2pllm.net.streams import PeerStreams
 from p2pllm.security.certificates import AuthorityCertificate
 from p2pllm.security.datagrams import DatagramSealer
 from p2pllm.security.enrolment import EnrolmentServer
-from p2pllm.security.identity import NodeIdentity
 from p2pllm.security.invites import InviteBook
 from p2pllm.security.membership import Membership
-from p2pllm.security.signatures import RecordSigner, RecordVerifier, owner_of
+from p2pllm.security.signatures import RecordVerifier, owner_of
 from p2pllm.security.storage import write_private
 from p2pllm.security.tls import client_context, identify, server_context
-from p2pllm.wire.codec import encode
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("p2pllm")
 
@@ -140,27 +136,6 @@ def _first(group: BaseExceptionGroup[P2PLLMError]) -> P2PLLMError:
     return error
 
 
-class _Signer:
-    """Signs what the core says."""
-
-    def __init__(self, identity: NodeIdentity, certificate: bytes) -> None:
-        self._identity = identity
-        self.renew(certificate)
-
-    def renew(self, certificate: bytes) -> None:
-        """Prove what is said from now on by another certificate."""
-        self._signer = RecordSigner(self._identity, certificate, encode)
-
-    def node(self, record: NodeRecord) -> Signed[NodeRecord]:
-        return self._signer.sign(record)
-
-    def load(self, record: LoadRecord) -> Signed[LoadRecord]:
-        return self._signer.sign(record)
-
-    def fact(self, fact: ModelFact) -> Signed[ModelFact]:
-        return self._signer.sign(fact)
-
-
 async def _run(
     config: NodeConfig,
     place: Place,
@@ -201,7 +176,7 @@ async def _run(
             parameter_bytes=engine.parameter_bytes,
             speed_bytes_s=await engine.measure_speed(),
         )
-        signer = _Signer(identity, membership.certificate)
+        signer = CoreSigner(identity, membership.certificate)
         node = Node(
             record,
             config=core_config,

@@ -12,7 +12,7 @@ import pytest
 
 from p2pllm.app import memory
 from p2pllm.app.memory import proven_facts, remember, state_of
-from p2pllm.app.node import SwappableSigner
+from p2pllm.app.signer import CoreSigner
 from p2pllm.app.state import NodeState, load_state
 from p2pllm.core.events import ModelAdded
 from p2pllm.core.node import CoreConfig, Node
@@ -55,7 +55,7 @@ def node(authority: SwarmAuthority) -> Node:
     made = Node(
         record,
         config=CoreConfig(),
-        sign=SwappableSigner(identity, membership.certificate),
+        sign=CoreSigner(identity, membership.certificate),
         random=random.Random(1),
         now=0.0,
     )
