@@ -518,7 +518,7 @@ def renewable() -> tuple[Swarm, RenewableSigner]:
 
 def test_own_records_are_published_anew_with_a_renewed_certificate() -> None:
     swarm, signer = renewable()
-    swarm.update_own(now=0.0, load=Load(3))
+    swarm.update_load(Load(3), now=0.0)
     before, load_before = swarm.own, swarm.own_load
     assert load_before is not None
     signer.certificate = b"new"
