@@ -68,9 +68,7 @@ async def test_a_chat_streamed_and_whole_is_the_same(client: AsyncOpenAI) -> Non
         stream_options={"include_usage": True},
     )
     chunks = [chunk async for chunk in stream]
-    text = "".join(
-        choice.delta.content or "" for chunk in chunks for choice in chunk.choices
-    )
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert whole.choices[0].message.role == "assistant"
     assert whole.choices[0].message.content == text
     assert text
