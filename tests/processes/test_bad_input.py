@@ -233,16 +233,22 @@ async def test_a_model_that_lacks_a_tensor_is_reported_and_harms_no_other(
 ) -> None:
     # Only loading shows it: a checkpoint may lay its tensors out otherwise than the model does.
     incomplete(running.model, tmp_path / "lacking")
-    await running.client.add_model(str(tmp_path / "lacking"))
-    await running.node.wait_for(
-        lambda: "up_proj" in running.node.log.read_text(), "nothing was said of the tensor"
-    )
-    status = await running.client.status()
-    assert not is_ready(status, "lacking")
-    assert is_ready(status, MODEL)
-    result = await complete(running.client, MODEL, PROMPT, max_tokens=8)
-    assert result.token_ids == running.token_ids
-    await running.client.remove_model("lacking")
+    async with cluster() as nodes:
+        lone = NodeProcess(tmp_path, "lone")
+        nodes.append(lone)
+        await lone.start(*LOCAL, "--model", str(running.model))
+        async with await lone.ready() as client:
+            await wait_for_status(client, lambda status: is_ready(status, MODEL))
+            await client.add_model(str(tmp_path / "lacking"))
+            await lone.wait_for(
+                lambda: "up_proj" in lone.log.read_text(), "nothing was said of the tensor"
+            )
+            assert not is_ready(await client.status(), "lacking")
+            result = await complete(client, MODEL, PROMPT, max_tokens=8)
+            assert result.token_ids == running.token_ids
+            await client.remove_model("lacking")
+            status = await client.status()
+            assert [model["id"] for model in status["models"]] == [MODEL]
 
 
 async def test_commands_about_what_is_not_there_exit_as_the_help_says(
