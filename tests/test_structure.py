@@ -24,13 +24,6 @@ NO_TEST = {
 
 TEST_OUTSTANDING = frozenset(
     (
-        "p2pllm/app/control.py",
-        "p2pllm/app/daemon.py",
-        "p2pllm/app/effects.py",
-        "p2pllm/app/enrol.py",
-        "p2pllm/app/gateway.py",
-        "p2pllm/app/models.py",
-        "p2pllm/app/node.py",
         "p2pllm/core/capacity.py",
         "p2pllm/core/digests.py",
         "p2pllm/core/discovery.py",

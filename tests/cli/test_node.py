@@ -36,8 +36,8 @@ def test_every_option_arrives(
     arguments = (
         f"node --data-dir {tmp_path} --name desk --listen 10.0.0.1:1 --api [::1]:2 "
         f"--join p2p1.x --join 10.0.0.2:3 --model builtin "
-        f"--model {tmp_path}/../{tmp_path.name}/llama --memory 2GiB --max-layers 7 --threads 3 --device cpu "
-        "--dtype bfloat16 --no-mdns --open"
+        f"--model {tmp_path}/../{tmp_path.name}/llama --memory 2GiB --max-layers 7 "
+        "--threads 3 --device cpu --dtype bfloat16 --no-mdns --open"
     )
     assert run(arguments.split()) == 0
     assert started[0][0] == NodeConfig(
