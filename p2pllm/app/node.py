@@ -387,10 +387,13 @@ async def _run(
         remember = tasks.create_task(_remember(folder, state, node))
         await leave.wait()
         log.info("leaving")
+        remember.cancel()
+        # What came since the last write, a model added a second ago above all.
+        with contextlib.suppress(ConfigurationError):
+            save_state(folder, _state_of(node, state))
         driver.post(LeaveRequested())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(left.wait(), LEAVE_TIMEOUT_S)
-        remember.cancel()
 
 
 def _added_s(node: Node, model: str) -> int:
