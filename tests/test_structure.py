@@ -24,23 +24,6 @@ NO_TEST = {
 
 TEST_OUTSTANDING = frozenset(
     (
-        "p2pllm/app/control.py",
-        "p2pllm/app/daemon.py",
-        "p2pllm/app/effects.py",
-        "p2pllm/app/enrol.py",
-        "p2pllm/app/gateway.py",
-        "p2pllm/app/models.py",
-        "p2pllm/app/node.py",
-        "p2pllm/cli/chat.py",
-        "p2pllm/cli/demo.py",
-        "p2pllm/cli/invite.py",
-        "p2pllm/cli/join.py",
-        "p2pllm/cli/models.py",
-        "p2pllm/cli/node.py",
-        "p2pllm/cli/options.py",
-        "p2pllm/cli/plan.py",
-        "p2pllm/cli/run_prompt.py",
-        "p2pllm/cli/status.py",
         "p2pllm/core/capacity.py",
         "p2pllm/core/digests.py",
         "p2pllm/core/discovery.py",

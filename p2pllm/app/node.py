@@ -31,7 +31,7 @@ from p2pllm.app.effects import Performer
 from p2pllm.app.enrol import Place, enter_swarm, lock_folder, wall_clock, wall_ms
 from p2pllm.app.gateway import CoreGateway
 from p2pllm.app.interfaces import reachable_addresses
-from p2pllm.app.memory import proven_facts, remember
+from p2pllm.app.memory import proven_facts, remember, state_of
 from p2pllm.app.models import BUILTIN, ModelLibrary, references
 from p2pllm.app.progress import ProgressDisplay
 from p2pllm.app.renewal import Renewal, live_members
@@ -331,11 +331,14 @@ async def _run(
         ]
         await leave.wait()
         log.info("leaving")
+        for task in background:
+            task.cancel()
+        # What came since the last write, a model added a second ago above all.
+        with contextlib.suppress(ConfigurationError):
+            save_state(folder, state_of(node, state))
         driver.post(LeaveRequested())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(left.wait(), LEAVE_TIMEOUT_S)
-        for task in background:
-            task.cancel()
 
 
 def _added_s(node: Node, model: str) -> int:

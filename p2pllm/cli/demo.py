@@ -16,7 +16,7 @@ import typer
 from p2pllm.cli.client import CONTROL_FILE, NodeClient
 from p2pllm.cli.models import reference_for_node
 from p2pllm.cli.options import Json
-from p2pllm.cli.output import console, format_layers, messages, print_json
+from p2pllm.cli.output import console, format_layers, format_rate, messages, print_json
 from p2pllm.domain.errors import P2PLLMError, SwarmError
 
 START_TIMEOUT_S = 90.0
@@ -183,7 +183,7 @@ async def _tell(
             f"{names[hop['node']]} ({format_layers([hop['layers']])})" for hop in result["path"]
         )
         say(
-            f"\n\n{len(result['token_ids'])} tokens at {timings['tokens_per_s']:.1f} tokens/s, "
+            f"\n\n{len(result['token_ids'])} tokens at {format_rate(timings['tokens_per_s'])}, "
             f"first after {timings['first_token_s']:.2f} s\npath: {path}"
         )
     return {"model": served, "prompt": prompt, "members": status["members"], **result}

@@ -35,6 +35,11 @@ def format_bytes(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TiB"
 
 
+def format_rate(tokens_per_s: float | None) -> str:
+    """`12.3 tokens/s`; a single token has no rate."""
+    return "-" if tokens_per_s is None else f"{tokens_per_s:.1f} tokens/s"
+
+
 def format_layers(ranges: list[list[int]]) -> str:
     """`0-4, 10-11` for [[0, 5], [10, 12]]."""
     return ", ".join(

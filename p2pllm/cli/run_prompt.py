@@ -8,7 +8,7 @@ import typer
 
 from p2pllm.cli.client import NodeClient, run_async
 from p2pllm.cli.options import Api, DataDir, Json, data_dir_or_default
-from p2pllm.cli.output import console, messages, print_json
+from p2pllm.cli.output import console, format_rate, messages, print_json
 
 
 def format_path(path: list[dict[str, Any]]) -> str:
@@ -56,7 +56,7 @@ def run(
     console.out()
     timings = result["timings"]
     messages.print(
-        f"{len(result['token_ids'])} tokens, {timings['tokens_per_s']:.1f} tokens/s, "
+        f"{len(result['token_ids'])} tokens, {format_rate(timings['tokens_per_s'])}, "
         f"first after {timings['first_token_s']:.2f} s, path {format_path(result['path'])}",
         style="dim",
     )

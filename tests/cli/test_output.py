@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from p2pllm.cli.output import format_bytes, format_layers, print_error, print_json
+from p2pllm.cli.output import format_bytes, format_layers, format_rate, print_error, print_json
 from p2pllm.domain.errors import P2PLLMError
 
 
@@ -32,3 +32,8 @@ def test_json_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_error_with_brackets_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     print_error(P2PLLMError("[red]layers 3[/red]"))
     assert capsys.readouterr().err == "error: [red]layers 3[/red]\n"
+
+
+def test_a_single_token_has_no_rate() -> None:
+    assert format_rate(None) == "-"
+    assert format_rate(12.34) == "12.3 tokens/s"

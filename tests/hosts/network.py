@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+import psutil
 
 SUBNET = "10.77.0"
 
@@ -77,6 +80,7 @@ class VirtualNetwork:
 @contextlib.contextmanager
 def virtual_network(count: int) -> Iterator[VirtualNetwork]:
     """`count` hosts, removed at the end whatever happens."""
+    _remove_abandoned()
     prefix = f"p2p{os.getpid()}"
     switch = f"{prefix}s"
     names = [f"{prefix}h{number}" for number in range(1, count + 1)]
@@ -99,6 +103,16 @@ def virtual_network(count: int) -> Iterator[VirtualNetwork]:
         yield network
     finally:
         for name in [*names, switch]:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _remove_abandoned() -> None:
+    """Remove what runs left that were killed before they could."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+    for line in listed.stdout.splitlines():
+        name = line.split()[0] if line.split() else ""
+        owner = re.fullmatch(r"p2p(\d+)(?:s|t|h\d+)", name)
+        if owner is not None and not psutil.pid_exists(int(owner[1])):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -35,8 +36,7 @@ def forget_addresses(node: NodeProcess) -> None:
     path = node.data_dir / MEMBERSHIP_FILE
     content = json.loads(path.read_text())
     content["peers"] = []
-    path.write_text(json.dumps(content))
-    path.chmod(0o600)
+    path.write_text(json.dumps(content))  # Keeps the file's mode.
 
 
 async def status_when(
@@ -63,9 +63,11 @@ async def test_hosts_find_each_other_by_mdns_generate_lose_one_and_generate_agai
         invite = (await first.command("invite", "--uses", "3"))["invite"]
         for node in nodes[1:]:
             await node.start("--no-mdns", "--join", invite)
-            await node.ready()
         for node in nodes:
-            assert await node.stop() == 0, node.log.read_text()
+            await node.ready()
+        codes = await asyncio.gather(*(node.stop() for node in nodes))
+        assert codes == [0] * len(nodes)
+        for node in nodes:
             forget_addresses(node)
 
         for node in nodes:

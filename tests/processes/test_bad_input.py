@@ -74,6 +74,15 @@ class Healthy:
         return int(own["addresses"][0].rpartition(":")[2])
 
 
+@dataclass
+class Poor:
+    """A node of its own that has no memory for a single layer, and a prompt it was asked."""
+
+    node: NodeProcess
+    client: NodeClient
+    generated: asyncio.Task[Done]
+
+
 def descriptors(made: Swarm) -> dict[str, int]:
     return {
         name: len(list(Path(f"/proc/{node.process.pid}/fd").iterdir()))
@@ -110,7 +119,7 @@ async def running(folder: Path) -> AsyncGenerator[Healthy, None]:
 
 
 @pytest_asyncio.fixture(loop_scope="module", autouse=True)
-async def nothing_is_broken(running: Healthy) -> AsyncIterator[None]:
+async def nothing_is_broken(running: Healthy, poor: Poor) -> AsyncIterator[None]:
     """After every test: both nodes are up, generate, hold no session and no more descriptors."""
     yield
     assert all(node.is_running for node in running.swarm.nodes.values())
@@ -233,16 +242,22 @@ async def test_a_model_that_lacks_a_tensor_is_reported_and_harms_no_other(
 ) -> None:
     # Only loading shows it: a checkpoint may lay its tensors out otherwise than the model does.
     incomplete(running.model, tmp_path / "lacking")
-    await running.client.add_model(str(tmp_path / "lacking"))
-    await running.node.wait_for(
-        lambda: "up_proj" in running.node.log.read_text(), "nothing was said of the tensor"
-    )
-    status = await running.client.status()
-    assert not is_ready(status, "lacking")
-    assert is_ready(status, MODEL)
-    result = await complete(running.client, MODEL, PROMPT, max_tokens=8)
-    assert result.token_ids == running.token_ids
-    await running.client.remove_model("lacking")
+    async with cluster() as nodes:
+        lone = NodeProcess(tmp_path, "lone")
+        nodes.append(lone)
+        await lone.start(*LOCAL, "--model", str(running.model))
+        async with await lone.ready() as client:
+            await wait_for_status(client, lambda status: is_ready(status, MODEL))
+            await client.add_model(str(tmp_path / "lacking"))
+            await lone.wait_for(
+                lambda: "up_proj" in lone.log.read_text(), "nothing was said of the tensor"
+            )
+            assert not is_ready(await client.status(), "lacking")
+            result = await complete(client, MODEL, PROMPT, max_tokens=8)
+            assert result.token_ids == running.token_ids
+            await client.remove_model("lacking")
+            status = await client.status()
+            assert [model["id"] for model in status["models"]] == [MODEL]
 
 
 async def test_commands_about_what_is_not_there_exit_as_the_help_says(
@@ -262,30 +277,6 @@ async def test_commands_about_what_is_not_there_exit_as_the_help_says(
     is_one_line(planned, EXIT_REQUEST, "nobody")
     is_one_line(removed, EXIT_REQUEST, "nobody")
     is_one_line(elsewhere, EXIT_CONFIGURATION, "p2pllm node")
-
-
-async def test_without_memory_for_a_single_layer_everything_says_so(
-    running: Healthy, tmp_path: Path
-) -> None:
-    async with cluster() as nodes:
-        poor = NodeProcess(tmp_path, "poor")
-        nodes.append(poor)
-        await poor.start(*LOCAL, "--memory", "1KiB", "--model", str(running.model))
-        async with await poor.ready() as client:
-            where = ("--data-dir", str(poor.data_dir))
-            generated, planned, shown, listed = await asyncio.gather(
-                run_command("run", MODEL, "hello", *where),
-                run_command("plan", MODEL, *where),
-                run_command("status", *where),
-                run_command("models", "ls", *where),
-            )
-            is_one_line(generated, EXIT_SWARM, "0-5", MODEL)
-            assert planned.code == 0
-            assert "Not enough memory: layers 0-5 fit nowhere" in planned.output
-            assert "layers 0-5 missing" in shown.output
-            assert "layers 0-5 missing" in listed.output
-            assert sessions(await client.status()) == 0
-        assert await poor.stop() == 0
 
 
 # -- starting and joining
@@ -476,10 +467,40 @@ async def test_noise_on_every_port_is_ignored(running: Healthy) -> None:
 async def test_commands_that_lack_the_token_are_refused(running: Healthy) -> None:
     async with NodeClient(running.client.address, "wrong") as stranger:
         for ask in (
-            stranger.status(),
             stranger.remove_model(MODEL),
             stranger.create_invite(1, 60),
         ):
             with pytest.raises(P2PLLMError) as caught:
                 await ask
             assert not isinstance(caught.value, ClientError)
+
+
+# -- a node without room; last, since what it is asked waits half a minute for others to come
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def poor(running: Healthy, folder: Path) -> AsyncGenerator[Poor, None]:
+    async with cluster() as nodes:
+        node = NodeProcess(folder, "poor")
+        nodes.append(node)
+        await node.start(*LOCAL, "--memory", "1KiB", "--model", str(running.model))
+        async with await node.ready() as client, asyncio.TaskGroup() as tasks:
+            where = ("--data-dir", str(node.data_dir))
+            yield Poor(node, client, tasks.create_task(run_command("run", MODEL, "hi", *where)))
+
+
+async def test_without_memory_for_a_single_layer_everything_says_so(poor: Poor) -> None:
+    where = ("--data-dir", str(poor.node.data_dir))
+    planned, shown, listed, generated = await asyncio.gather(
+        run_command("plan", MODEL, *where),
+        run_command("status", *where),
+        run_command("models", "ls", *where),
+        poor.generated,
+    )
+    is_one_line(generated, EXIT_SWARM, "0-5", MODEL)
+    assert planned.code == 0
+    assert "Not enough memory: layers 0-5 fit nowhere" in planned.output
+    assert "layers 0-5 missing" in shown.output
+    assert "layers 0-5 missing" in listed.output
+    assert sessions(await poor.client.status()) == 0
+    assert await poor.node.stop() == 0

@@ -102,7 +102,6 @@ async def test_it_tells_a_story_over_two_nodes_and_cleans_up(tmp_path: Path) -> 
 
 async def interrupted(folder: Path, number: signal.Signals, *, in_story: bool) -> int | None:
     """Send a signal in the middle; the exit code, once everything is gone."""
-    folder.mkdir()
     async with demo(folder, "--nodes", "2", "--max-tokens", "400") as running:
         if in_story:
             assert running.process.stdout is not None
@@ -119,6 +118,8 @@ async def interrupted(folder: Path, number: signal.Signals, *, in_story: bool) -
 
 
 async def test_ctrl_c_and_sigterm_end_everything_it_started(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
     codes = await asyncio.gather(
         interrupted(tmp_path / "a", signal.SIGINT, in_story=True),
         interrupted(tmp_path / "b", signal.SIGINT, in_story=False),
