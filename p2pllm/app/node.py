@@ -49,7 +49,7 @@ from p2pllm.core.events import (
     TimerFired,
 )
 from p2pllm.core.node import CoreConfig, Node
-from p2pllm.domain.errors import P2PLLMError
+from p2pllm.domain.errors import ConfigurationError, P2PLLMError
 from p2pllm.domain.ids import NodeId, SwarmId
 from p2pllm.domain.messages import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Hello
 from p2pllm.domain.records import (

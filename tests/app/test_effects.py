@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from p2pllm.app.effects import Performer
+from p2pllm.app.progress import ProgressDisplay
 from p2pllm.core.effects import (
     DropLayers,
     Effect,
@@ -106,6 +107,7 @@ async def perform(
             clients=stand_in,
             tasks=tasks,
             on_left=stand_in.left,
+            progress=ProgressDisplay(on_terminal=False),
         ).perform(effect)
     return events, everything.calls
 
