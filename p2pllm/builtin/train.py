@@ -13,6 +13,7 @@ The held-out stories come from seeds that no training step uses (see
 :func:`p2pllm.builtin.evaluate.held_out_source`).
 """
 
+import bisect
 import json
 import random
 from dataclasses import asdict, dataclass, field, replace
@@ -46,9 +47,11 @@ class Plan:
         seed: Of everything.
         steps: In all.
         shallow_layers: How many layers a run starts with.
-        growth_step: Before which step the model grows to all its layers.
+        cycle_starts: At which steps the learning rates rise again, to fall until the next. At the
+            last of these the model grows to all its layers.
+        cycle_peaks: How high they rise in each cycle, as a share of the full rates.
         tokens_per_step: About how many tokens of conversation a step learns from.
-        warmup_steps: Over which the learning rates rise, at the start and after the growth.
+        warmup_steps: Over which the learning rates rise, at the start of every cycle.
         matrix_rate: Muon's learning rate, for the matrices in the layers.
         other_rate: AdamW's learning rate, for the embedding and the norms.
         shape: Of the model.
@@ -57,7 +60,8 @@ class Plan:
     seed: int = 1
     steps: int = 1700
     shallow_layers: int = 4
-    growth_step: int = 1000
+    cycle_starts: tuple[int, ...] = (0, 1000, 2400)
+    cycle_peaks: tuple[float, ...] = (1.0, 0.7, 0.4)
     tokens_per_step: int = 1536
     warmup_steps: int = 50
     matrix_rate: float = 0.02
@@ -66,13 +70,14 @@ class Plan:
 
     def rate_factor(self, step: int) -> float:
         """Return by what the learning rates are multiplied at ``step``, counted from 0."""
-        if step < self.growth_step:
-            rising = (step + 1) / self.warmup_steps
-            return min(1.0, rising, 1 - 0.9 * step / self.growth_step)
-        since = step - self.growth_step
-        rising = (since + 1) / self.warmup_steps
-        falling = (self.steps - step) / max(1, self.steps - self.growth_step)
-        return 0.5 * min(1.0, rising, falling)
+        cycle = bisect.bisect_right(self.cycle_starts, step) - 1
+        start, peak = self.cycle_starts[cycle], self.cycle_peaks[cycle]
+        is_last = cycle + 1 == len(self.cycle_starts)
+        end = self.steps if is_last else self.cycle_starts[cycle + 1]
+        rising = (step - start + 1) / self.warmup_steps
+        lowest = 0.0 if is_last else 0.1
+        falling = 1 - (1 - lowest) * (step - start) / max(1, end - start)
+        return peak * min(1.0, rising, falling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +181,7 @@ class Trainer:
 
     def step(self) -> float:
         """Learn from the next step's conversations; return their mean loss in nats per token."""
-        if self.next_step == self.plan.growth_step:
+        if self.next_step == self.plan.cycle_starts[-1]:
             self._adopt(grown(self.model, self.plan.shape.layers))
         batches = draw_batches(self.plan, self.next_step, self.tokenizer)
         said = sum(int((batch.targets != _NOT_SAID).sum()) for batch in batches)
@@ -219,14 +224,14 @@ class Trainer:
         """Go on where ``path`` left off.
 
         Raises:
-            ValueError: The checkpoint is of another plan; only its number of steps may differ.
+            ValueError: The checkpoint is of another plan.
         """
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-        if json.loads(metadata["plan"]) | {"steps": 0} != asdict(self.plan) | {"steps": 0}:
+        if metadata["plan"] != json.dumps(asdict(self.plan)):
             raise ValueError(f"The checkpoint {path} is of another plan: {metadata['plan']}")
         self.next_step = int(metadata["next_step"])
-        if self.next_step > self.plan.growth_step:
+        if self.next_step > self.plan.cycle_starts[-1]:
             self._adopt(grown(self.model, self.plan.shape.layers))
         states: dict[str, dict[int, dict[str, torch.Tensor]]] = {
             name: {} for name in self.optimizers

@@ -39,7 +39,8 @@ TINY = Plan(
     seed=3,
     steps=8,
     shallow_layers=1,
-    growth_step=3,
+    cycle_starts=(0, 3),
+    cycle_peaks=(1.0, 0.5),
     tokens_per_step=400,
     warmup_steps=1,
     shape=Shape(layers=2, hidden=32, feed_forward=48, heads=2, key_value_heads=1),
@@ -213,12 +214,12 @@ def test_an_export_loads_as_a_model_with_its_tokenizer(
     assert difference.abs().max() < 0.1
 
 
-def test_the_learning_rate_rises_and_falls_before_and_after_the_growth() -> None:
-    plan = Plan(steps=100, growth_step=60, warmup_steps=10)
+def test_the_learning_rate_rises_and_falls_in_every_cycle() -> None:
+    plan = replace(TINY, steps=100, cycle_starts=(0, 60), warmup_steps=10)
     factors = [plan.rate_factor(step) for step in range(plan.steps)]
     assert factors[0] == pytest.approx(0.1)
     for start, end in ((0, 60), (60, 100)):
-        peak = factors.index(max(factors[start:end]))
+        peak = factors.index(max(factors[start:end]), start)
         assert factors[start:peak] == sorted(factors[start:peak])
         assert factors[peak:end] == sorted(factors[peak:end], reverse=True)
     assert max(factors[60:]) <= 0.5
