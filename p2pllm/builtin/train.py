@@ -58,7 +58,7 @@ class Plan:
     """
 
     seed: int = 1
-    steps: int = 1700
+    steps: int = 2900
     shallow_layers: int = 4
     cycle_starts: tuple[int, ...] = (0, 1000, 2400)
     cycle_peaks: tuple[float, ...] = (1.0, 0.7, 0.4)
@@ -78,6 +78,9 @@ class Plan:
         lowest = 0.0 if is_last else 0.1
         falling = 1 - (1 - lowest) * (step - start) / max(1, end - start)
         return peak * min(1.0, rising, falling)
+
+
+_DEFAULTS = Plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +283,8 @@ def choose_device(name: str) -> torch.device:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the model, the report, the checkpoint.")],
-    seed: Annotated[int, typer.Option(help="Everything is drawn from it.")] = Plan.seed,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps in all.")] = Plan.steps,
+    seed: Annotated[int, typer.Option(help="Everything is drawn from it.")] = _DEFAULTS.seed,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps in all.")] = _DEFAULTS.steps,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch decides.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="In steps.")] = 100,
@@ -294,7 +297,12 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     console = Console()
-    trainer = Trainer(Plan(seed=seed, steps=steps), train_tokenizer(seed), choose_device(device))
+    plan = Plan(
+        seed=seed,
+        steps=steps,
+        cycle_starts=tuple(start * steps // _DEFAULTS.steps for start in _DEFAULTS.cycle_starts),
+    )
+    trainer = Trainer(plan, train_tokenizer(seed), choose_device(device))
     checkpoint = out / CHECKPOINT_NAME
     if resume and checkpoint.exists():
         trainer.load_checkpoint(checkpoint)
