@@ -58,10 +58,10 @@ class Plan:
     """
 
     seed: int = 1
-    steps: int = 2900
+    steps: int = 4700
     shallow_layers: int = 4
-    cycle_starts: tuple[int, ...] = (0, 1000, 2400)
-    cycle_peaks: tuple[float, ...] = (1.0, 0.7, 0.4)
+    cycle_starts: tuple[int, ...] = (0, 1000, 2400, 4200)
+    cycle_peaks: tuple[float, ...] = (1.0, 0.7, 0.7, 0.4)
     tokens_per_step: int = 1536
     warmup_steps: int = 50
     matrix_rate: float = 0.02
