@@ -275,6 +275,8 @@ def complaints(text: str, must_name: Iterable[str] = ()) -> list[str]:
     characters = characters_in(text)
     if len(characters) != 2:
         found.append(f"introduces {len(characters)} characters")
+    elif characters[0][0] == characters[1][0]:
+        found.append("gives two characters one name")
     strangers = words & (_NAMES | _KINDS) - {each for pair in characters for each in pair}
     # "kind" aside, a name or kind that nobody in the story has.
     found += [f"mentions {stranger!r} from nowhere" for stranger in sorted(strangers)]
