@@ -143,6 +143,8 @@ def test_complaints_find_what_is_wrong_with_a_story() -> None:
     assert f"mentions {stranger!r} from nowhere" in complaints(
         f"{text} {stranger} was proud and happy all day long."
     )
+    one_name = text.replace(story.helper.name, story.hero.name)
+    assert "gives two characters one name" in complaints(one_name)
     assert "leaves a quotation open" in complaints(text + ' "')
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from p2pllm.builtin import model_path
-from p2pllm.builtin.architecture import Shape
+from p2pllm.builtin.architecture import Shape, grown
 from p2pllm.builtin.evaluate import (
     NEW_TOKENS_MAX,
     answer,
@@ -30,7 +30,6 @@ from p2pllm.builtin.train import (
     Trainer,
     choose_device,
     draw_batches,
-    draw_lesson,
     make_batches,
     summed_loss,
 )
@@ -39,8 +38,9 @@ CPU = torch.device("cpu")
 TINY = Plan(
     seed=3,
     steps=8,
-    lesson_steps=1,
-    ramp_steps=1,
+    shallow_layers=1,
+    cycle_starts=(0, 3),
+    cycle_peaks=(1.0, 0.5),
     tokens_per_step=400,
     warmup_steps=1,
     shape=Shape(layers=2, hidden=32, feed_forward=48, heads=2, key_value_heads=1),
@@ -163,34 +163,36 @@ def test_a_few_steps_of_training_lower_the_loss(tokenizer: Tokenizer) -> None:
     assert loss() < before
 
 
-def test_a_lesson_is_a_list_said_and_repeated(tokenizer: Tokenizer) -> None:
-    (batch,) = draw_lesson(TINY, 0, tokenizer)
-    for inputs, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
-        learned = [target for target in targets if target >= 0]
-        half = len(learned)
-        assert learned == inputs[2 : 2 + half]
-        assert learned[-1] == tokenizer.eos_token_id
+def test_a_grown_model_computes_what_the_shallow_one_did(tokenizer: Tokenizer) -> None:
+    shallow = Trainer(TINY, tokenizer, CPU).model
+    deep = grown(shallow, 3)
+    assert len(deep.model.layers) == 3
+    ids = torch.tensor([[0, 3, 50, 60, 4]])
+    torch.testing.assert_close(deep(input_ids=ids).logits, shallow(input_ids=ids).logits)
+    with pytest.raises(ValueError, match="no multiple"):
+        grown(deep, 4)
 
 
-def test_stories_come_in_after_the_lesson(tokenizer: Tokenizer) -> None:
-    plan = Plan(lesson_steps=2, ramp_steps=2, tokens_per_step=2000)
-    counts = [len(draw_batches(plan, step, tokenizer)) for step in range(6)]
-    assert counts[:3] == [1, 1, 1]
-    assert 1 < counts[3] <= counts[4]
+def test_an_untrained_model_repeats_what_it_attends_to(tokenizer: Tokenizer) -> None:
+    attention = Trainer(TINY, tokenizer, CPU).model.model.layers[0].self_attn
+    copied = attention.o_proj.weight @ attention.v_proj.weight.repeat(2, 1)
+    assert torch.linalg.eigvalsh((copied + copied.T) / 2).min() > -1e-6
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     whole = Trainer(TINY, tokenizer, CPU)
-    expected = [whole.step() for _ in range(4)]
-    stopped = Trainer(TINY, tokenizer, CPU)
-    stopped.step()
-    stopped.step()
-    stopped.save_checkpoint(tmp_path / CHECKPOINT_NAME)
-    resumed = Trainer(TINY, tokenizer, CPU)
-    resumed.load_checkpoint(tmp_path / CHECKPOINT_NAME)
-    assert [resumed.step(), resumed.step()] == expected[2:]
+    expected = [whole.step() for _ in range(5)]
+    # The model grows at the third step: a run is stopped before and another after it.
+    for stop in (2, 4):
+        stopped = Trainer(TINY, tokenizer, CPU)
+        for _ in range(stop):
+            stopped.step()
+        stopped.save_checkpoint(tmp_path / CHECKPOINT_NAME)
+        resumed = Trainer(TINY, tokenizer, CPU)
+        resumed.load_checkpoint(tmp_path / CHECKPOINT_NAME)
+        assert [resumed.step() for _ in range(stop, 5)] == expected[stop:]
 
 
 def test_a_checkpoint_of_another_plan_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -212,13 +214,16 @@ def test_an_export_loads_as_a_model_with_its_tokenizer(
     assert difference.abs().max() < 0.1
 
 
-def test_the_learning_rate_rises_then_holds_then_falls() -> None:
-    plan = Plan(steps=100, warmup_steps=10)
+def test_the_learning_rate_rises_and_falls_in_every_cycle() -> None:
+    plan = replace(TINY, steps=100, cycle_starts=(0, 60), warmup_steps=10)
     factors = [plan.rate_factor(step) for step in range(plan.steps)]
     assert factors[0] == pytest.approx(0.1)
-    assert factors[10:60] == [1.0] * 50
-    assert factors[60:] == sorted(factors[60:], reverse=True)
-    assert factors[-1] < 0.05
+    for start, end in ((0, 60), (60, 100)):
+        peak = factors.index(max(factors[start:end]), start)
+        assert factors[start:peak] == sorted(factors[start:peak])
+        assert factors[peak:end] == sorted(factors[peak:end], reverse=True)
+    assert max(factors[60:]) <= 0.5
+    assert 0 < factors[-1] < 0.05
 
 
 def test_padding_is_neither_learned_nor_in_the_way() -> None:
