@@ -13,7 +13,7 @@ import contextlib
 import os
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +154,8 @@ async def _run(
     left = asyncio.Event()
 
     async with AsyncExitStack() as stack:
-        ports = bind_ports(config.listen.host, config.listen.port)
+        with _set_by("--listen"):
+            ports = bind_ports(config.listen.host, config.listen.port)
         stack.callback(ports.close)
         addresses = reachable_addresses(config.listen.host, ports.port)
         engine = await stack.enter_async_context(
@@ -287,16 +288,17 @@ async def _run(
                 )
             )
         token = secrets.token_urlsafe(32)
-        api = await stack.enter_async_context(
-            ApiServer(
-                gateway,
-                control,
-                host=config.api.host,
-                port=config.api.port,
-                control_token=token,
-                metrics=Metrics(),
+        with _set_by("--api"):
+            api = await stack.enter_async_context(
+                ApiServer(
+                    gateway,
+                    control,
+                    host=config.api.host,
+                    port=config.api.port,
+                    control_token=token,
+                    metrics=Metrics(),
+                )
             )
-        )
         api_address = Address(config.api.host, api.port)
         await _add_models(config, control, place.founded)
         _write_control_file(folder, api_address, token)
@@ -339,6 +341,15 @@ async def _run(
         driver.post(LeaveRequested())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(left.wait(), LEAVE_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def _set_by(option: str) -> Generator[None, None, None]:
+    """Say with an error which option led to it."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error} (set by {option})") from None
 
 
 def _added_s(node: Node, model: str) -> int:
