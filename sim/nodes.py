@@ -49,7 +49,8 @@ from p2pllm.domain.messages import Activation, ActivationType
 from p2pllm.domain.models import LayerRun, ModelSpec
 from p2pllm.domain.records import MemberState
 from sim.network import Link
-from sim.swarms import WALL_MS, PlainSigner, address_of, node_id, own_record
+from sim.swarms import WALL_MS, address_of, node_id, own_record
+from sim.wire import PlainSigner
 from sim.world import Host, World
 
 VOCABULARY_SIZE = 1_000
