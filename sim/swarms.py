@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from p2pllm.core.effects import Effect
 from p2pllm.core.events import DatagramReceived, Event, StreamReceived, TimerFired
+from p2pllm.core.gossip import Broadcasts
 from p2pllm.core.swarm import Swarm, SwarmConfig
+from p2pllm.domain.gossip import Bodies
 from p2pllm.domain.ids import NodeId
 from p2pllm.domain.messages import StreamProbe, StreamProbeAck
 from p2pllm.domain.records import Address, MemberState, NodeRecord
@@ -122,6 +124,25 @@ class SwarmWorld:
             at = over_s * number / len(self.hosts)
             self.world.at(at, lambda number=number: self.start(number))
         self.world.run(over_s)
+
+    def start_acquainted(self) -> None:
+        """Switch all on as if they had met long ago: each knows all others, with nothing to tell.
+
+        Meeting costs work in proportion to the square of the size, which is worth simulating for
+        its own sake only.
+        """
+        for number in range(len(self.hosts)):
+            self.start(number, seeds=())
+        signer = PlainSigner()
+        records = [signer.node(self.swarm(number).own) for number in range(len(self.hosts))]
+        for number, host in enumerate(self.hosts):
+            neighbour = self.hosts[number - 1]
+            others = Bodies(tuple(records[:number] + records[number + 1 :]))
+            swarm = self.swarm(number)
+            swarm.receive(DatagramReceived(neighbour.node, neighbour.address, others), now=self.now)
+            gossip = swarm._gossip  # pyright: ignore[reportPrivateUsage]
+            gossip._broadcasts = Broadcasts()  # pyright: ignore[reportPrivateUsage]
+            self.world.act(host, lambda machine: [])
 
     def crash(self, number: int) -> None:
         """Switch a host off without a word."""

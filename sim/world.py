@@ -152,6 +152,11 @@ class World(Generic[M]):
         return self._clock.now
 
     @property
+    def pending(self) -> int:
+        """Messages on their way, timers and turns of the scenario."""
+        return len(self._clock)
+
+    @property
     def trace(self) -> str:
         """A hash over everything that happened; equal for equal runs."""
         return "" if self._trace is None else self._trace.hexdigest()
