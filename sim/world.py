@@ -349,8 +349,8 @@ class World(Generic[M]):
 
 
 def _traced(now: float, number: int, event: Event, body: bytes) -> bytes:
-    """What the trace takes in of an event: its bytes where it has some."""
-    if not body:
-        return f"{now!r} {number} {event!r}\n".encode()
-    assert isinstance(event, DatagramReceived | StreamReceived)
-    return f"{now!r} {number} {event.sender} {len(body)}\n".encode() + body
+    """What the trace takes in of an event: of a message its bytes, where it has any."""
+    if isinstance(event, DatagramReceived | StreamReceived):
+        kind = type(event.message).__name__
+        return f"{now!r} {number} {event.sender} {kind} {len(body)}\n".encode() + body
+    return f"{now!r} {number} {event!r}\n".encode()
