@@ -121,6 +121,14 @@ def test_those_who_start_acquainted_are_as_if_they_had_met() -> None:
     assert [host.sent for host in world.hosts if host.sent > 4] == []
 
 
+def test_without_the_wire_the_same_happens_but_no_bytes_are_counted() -> None:
+    real, passed_on = (play("join-storm", wire=wire) for wire in ("1", "0"))
+    assert real.events == passed_on.events
+    assert real.figures["join_s"] == passed_on.figures["join_s"]
+    assert passed_on.figures["sent_kb_s_per_node"] == 0.0
+    assert real.figures["sent_kb_s_per_node"] != 0.0
+
+
 # -- the plan and its command line
 
 
