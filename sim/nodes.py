@@ -49,7 +49,8 @@ from p2pllm.domain.messages import Activation, ActivationType
 from p2pllm.domain.models import LayerRun, ModelSpec
 from p2pllm.domain.records import MemberState
 from sim.network import Link
-from sim.swarms import WALL_MS, PlainSigner, address_of, node_id, own_record
+from sim.swarms import WALL_MS, address_of, node_id, own_record
+from sim.wire import PlainSigner
 from sim.world import Host, World
 
 VOCABULARY_SIZE = 1_000
@@ -135,6 +136,7 @@ class NodeWorld:
         config: of every node.
         checks: whether every machine checks its invariants after every event.
         traces: whether to hash everything that happens.
+        wire: whether messages are encoded and decoded on their way.
     """
 
     def __init__(
@@ -146,11 +148,12 @@ class NodeWorld:
         config: CoreConfig | None = None,
         checks: bool = True,
         traces: bool = False,
+        wire: bool = True,
     ) -> None:
         self.machines = machines
         self.config = config or CoreConfig()
         self.world: World[Node] = World(
-            seed, link=link, checks=checks, traces=traces, perform=self._perform
+            seed, link=link, checks=checks, traces=traces, wire=wire, perform=self._perform
         )
         self.hosts = [self.world.add(node_id(i), address_of(i)) for i in range(len(machines))]
         self.answers: dict[SessionId, Answer] = {}

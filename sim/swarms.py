@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, field
 
 from p2pllm.core.effects import Effect
 from p2pllm.core.events import DatagramReceived, Event, StreamReceived, TimerFired
-from p2pllm.core.gossip import HEADER_BYTES, estimated_size
+from p2pllm.core.gossip import Broadcasts
 from p2pllm.core.swarm import Swarm, SwarmConfig
-from p2pllm.domain.gossip import (
-    DATAGRAM_BYTES_MAX,
-    SEAL_BYTES,
-    Bodies,
-    FactHeadline,
-    GossipMessage,
-    Headline,
-    News,
-    Pull,
-    Signed,
-    SyncDigest,
-    SyncEntries,
-)
+from p2pllm.domain.gossip import Bodies
 from p2pllm.domain.ids import NodeId
 from p2pllm.domain.messages import StreamProbe, StreamProbeAck
-from p2pllm.domain.records import Address, LoadRecord, MemberState, ModelFact, NodeRecord
+from p2pllm.domain.records import Address, MemberState, NodeRecord
 from sim.network import Link
+from sim.wire import PlainSigner
 from sim.world import Host, World
-
-T = TypeVar("T")
-
-SIGNATURE_BYTES = 64
-CERTIFICATE_BYTES = 300
 
 WALL_MS = 1_800_000_000_000
 """What wall clocks say when a world begins."""
@@ -47,22 +30,6 @@ def node_id(number: int) -> NodeId:
 def address_of(number: int) -> Address:
     """Where the machine with this number listens."""
     return Address(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 4_000)
-
-
-class PlainSigner:
-    """Signs nothing, but makes payloads, signatures and certificates of about the real size."""
-
-    def node(self, record: NodeRecord) -> Signed[NodeRecord]:
-        """As `Sign.node`."""
-        return _signed(record, CERTIFICATE_BYTES)
-
-    def load(self, record: LoadRecord) -> Signed[LoadRecord]:
-        """As `Sign.load`."""
-        return _signed(record, 0)
-
-    def fact(self, fact: ModelFact) -> Signed[ModelFact]:
-        """As `Sign.fact`."""
-        return _signed(fact, CERTIFICATE_BYTES)
 
 
 class SwarmMachine:
@@ -100,6 +67,8 @@ class Options:
     config: SwarmConfig = field(default_factory=SwarmConfig)
     checks: bool = False
     traces: bool = False
+    wire: bool = True
+    ignores: frozenset[str] = frozenset()
 
 
 class SwarmWorld:
@@ -118,7 +87,8 @@ class SwarmWorld:
             link=self.options.link,
             checks=self.options.checks,
             traces=self.options.traces,
-            size_of=datagram_size,
+            wire=self.options.wire,
+            ignores=self.options.ignores,
         )
         self.hosts = [self.world.add(node_id(i), address_of(i)) for i in range(size)]
         # As a real node's disk: the last incarnation of each host.
@@ -154,6 +124,25 @@ class SwarmWorld:
             at = over_s * number / len(self.hosts)
             self.world.at(at, lambda number=number: self.start(number))
         self.world.run(over_s)
+
+    def start_acquainted(self) -> None:
+        """Switch all on as if they had met long ago: each knows all others, with nothing to tell.
+
+        Meeting costs work in proportion to the square of the size, which is worth simulating for
+        its own sake only.
+        """
+        for number in range(len(self.hosts)):
+            self.start(number, seeds=())
+        signer = PlainSigner()
+        records = [signer.node(self.swarm(number).own) for number in range(len(self.hosts))]
+        for number, host in enumerate(self.hosts):
+            neighbour = self.hosts[number - 1]
+            others = Bodies(tuple(records[:number] + records[number + 1 :]))
+            swarm = self.swarm(number)
+            swarm.receive(DatagramReceived(neighbour.node, neighbour.address, others), now=self.now)
+            gossip = swarm._gossip  # pyright: ignore[reportPrivateUsage]
+            gossip._broadcasts = Broadcasts()  # pyright: ignore[reportPrivateUsage]
+            self.world.act(host, lambda machine: [])
 
     def crash(self, number: int) -> None:
         """Switch a host off without a word."""
@@ -221,42 +210,3 @@ def own_record(number: int, incarnation: int) -> NodeRecord:
         parameter_bytes=2,
         speed_bytes_s=20_000_000_000,
     )
-
-
-def datagram_size(message: GossipMessage) -> int:
-    """About how many bytes `message` takes once it is sealed; asserts that a datagram may be so."""
-    size = SEAL_BYTES + HEADER_BYTES + _content_size(message)
-    assert size <= DATAGRAM_BYTES_MAX, f"{size} bytes: {message}"
-    return size
-
-
-def _content_size(message: GossipMessage) -> int:
-    if isinstance(message, SyncDigest):
-        return len(message.hashes)
-    if isinstance(message, Pull):
-        return sum(len(name) + 2 for name in (*message.records, *message.loads, *message.facts))
-    size = 0
-    if isinstance(message, Bodies):
-        items = (*message.records, *message.loads, *message.facts)
-        size += sum(estimated_size(item) for item in items)
-    if isinstance(message, SyncEntries):
-        size += len(message.buckets)
-    news = getattr(message, "news", None)
-    if isinstance(news, News):
-        headlines: tuple[Headline | FactHeadline, ...] = (*news.members, *news.facts)
-        size += sum(estimated_size(item) for item in headlines)
-    return size
-
-
-def _signed(value: T, certificate_bytes: int) -> Signed[T]:
-    payload = "|".join(_flat(value)).encode()
-    return Signed(value, payload, bytes(SIGNATURE_BYTES), bytes(certificate_bytes))
-
-
-def _flat(value: object) -> list[str]:
-    """The leaves of a value: about as long as its encoding."""
-    if is_dataclass(value):
-        return [text for item in fields(value) for text in _flat(getattr(value, item.name))]
-    if isinstance(value, tuple):
-        return [text for item in cast("tuple[Any, ...]", value) for text in _flat(item)]
-    return [str(value)]

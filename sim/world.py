@@ -7,6 +7,9 @@ again. Each machine has one timer, at its `deadline()`. A machine that crashed g
 what was on its way to its former life is dropped; one that is paused gets all of it later, as a
 stopped process does.
 
+Messages travel as the bytes that `p2pllm.wire` makes of them (see `sim.wire`), or as they are
+where a world is told so.
+
 A run is a function of its seed: machines are numbered, equal times keep their order, and network
 and machines draw from streams of their own.
 """
@@ -28,11 +31,16 @@ from p2pllm.core.events import (
     StreamReceived,
     TimerFired,
 )
-from p2pllm.domain.gossip import GossipMessage
 from p2pllm.domain.ids import NodeId
 from p2pllm.domain.records import Address
+from p2pllm.wire.datagrams import decode_datagram, encode_datagram
 from sim.clock import Clock
 from sim.network import Link, Network
+from sim.wire import (
+    DATAGRAM_OVERHEAD_BYTES,
+    FrameReader,
+    frame_bytes,
+)
 
 CONNECT_TIMEOUT_S = 3.0
 """How long a machine tries to reach one that does not answer at all."""
@@ -73,7 +81,8 @@ class Host(Generic[M]):
         wakes: when the world looks at it.
         wake_count: which look is the valid one.
         sent: datagrams it sent.
-        sent_bytes: in them, where the world was given a `size_of`.
+        sent_bytes: in them, headers included; 0 in a world without wire.
+        stream_bytes: that it wrote to streams; likewise.
         notices: how often it reported which event.
     """
 
@@ -83,13 +92,14 @@ class Host(Generic[M]):
     machine: M | None = None
     life: int = 0
     is_paused: bool = False
-    held: list[Event] = field(default_factory=list[Event])
+    held: list[tuple[Event, bytes]] = field(default_factory=list[tuple[Event, bytes]])
     timer: float | None = None
     # When the one valid wake-up in the heap comes, never after `timer`; and which one that is.
     wakes: float | None = None
     wake_count: int = 0
     sent: int = 0
     sent_bytes: int = 0
+    stream_bytes: int = 0
     notices: Counter[str] = field(default_factory=Counter[str])
 
 
@@ -105,7 +115,8 @@ class World(Generic[M]):
         link: between all machines that no other was set for.
         checks: whether to call `check()` after every event.
         traces: whether to keep a running hash of all events.
-        size_of: bytes of a message, to count traffic.
+        wire: whether messages are encoded and decoded on their way.
+        ignores: names of notices that are counted but not kept.
         perform: for effects other than sending and notices.
     """
 
@@ -116,7 +127,8 @@ class World(Generic[M]):
         link: Link | None = None,
         checks: bool = False,
         traces: bool = False,
-        size_of: Callable[[GossipMessage], int] | None = None,
+        wire: bool = True,
+        ignores: frozenset[str] = frozenset(),
         perform: Performer[M] | None = None,
     ) -> None:
         self.network = Network(random_module.Random(f"{seed} network"), link or Link())
@@ -126,7 +138,8 @@ class World(Generic[M]):
         self._seed = seed
         self._clock: Clock[Callable[[], None]] = Clock()
         self._checks = checks
-        self._size_of = size_of
+        self._frames = FrameReader() if wire else None
+        self._ignores = ignores
         self._perform = perform
         self._trace = hashlib.blake2b(digest_size=16) if traces else None
         self._at: dict[Address, Host[M]] = {}
@@ -137,6 +150,11 @@ class World(Generic[M]):
     def now(self) -> float:
         """Virtual seconds since the world began."""
         return self._clock.now
+
+    @property
+    def pending(self) -> int:
+        """Messages on their way, timers and turns of the scenario."""
+        return len(self._clock)
 
     @property
     def trace(self) -> str:
@@ -182,8 +200,8 @@ class World(Generic[M]):
         held, host.held = host.held, []
         if host.timer is not None and host.timer <= self.now:
             self._deliver(host, TimerFired())
-        for event in held:
-            self._deliver(host, event)
+        for event, body in held:
+            self._deliver(host, event, body)
         self._arm(host)
 
     def move(self, host: Host[M], address: Address) -> None:
@@ -224,16 +242,16 @@ class World(Generic[M]):
 
     # -- inside
 
-    def _deliver(self, host: Host[M], event: Event) -> None:
+    def _deliver(self, host: Host[M], event: Event, body: bytes = b"") -> None:
         machine = host.machine
         if machine is None:
             return
         if host.is_paused:
-            host.held.append(event)
+            host.held.append((event, body))
             return
         self.events += 1
         if self._trace is not None:
-            self._trace.update(f"{self.now!r} {host.number} {event!r}\n".encode())
+            self._trace.update(_traced(self.now, host.number, event, body))
         self._execute(host, machine.handle(event, now=self.now))
 
     def _execute(self, host: Host[M], effects: list[Effect]) -> None:
@@ -244,7 +262,8 @@ class World(Generic[M]):
                 self._send_stream(host, effect)
             elif isinstance(effect, Notify):
                 host.notices[effect.event] += 1
-                self.notices.append((self.now, host.number, effect))
+                if effect.event not in self._ignores:
+                    self.notices.append((self.now, host.number, effect))
             elif self._perform is not None:
                 self._perform(host, effect)
         if self._checks and host.machine is not None:
@@ -253,14 +272,20 @@ class World(Generic[M]):
 
     def _send_datagram(self, host: Host[M], effect: SendDatagram) -> None:
         host.sent += 1
-        if self._size_of is not None:
-            host.sent_bytes += self._size_of(effect.message)
+        body = b""
+        if self._frames is not None:
+            body = encode_datagram(effect.message)
+            host.sent_bytes += len(body) + DATAGRAM_OVERHEAD_BYTES
         receiver = self._at.get(effect.address)
         if receiver is None or receiver.machine is None:
             return
-        event = DatagramReceived(host.node, host.address, effect.message)
-        for delay_s in self.network.datagram(host.number, receiver.number):
-            self._post(receiver, delay_s, event)
+        delays = self.network.datagram(host.number, receiver.number)
+        if not delays:
+            return
+        message = effect.message if self._frames is None else decode_datagram(body)
+        event = DatagramReceived(host.node, host.address, message)
+        for delay_s in delays:
+            self._post(receiver, delay_s, event, body)
 
     def _send_stream(self, host: Host[M], effect: SendStream) -> None:
         receiver = self._of.get(effect.node)
@@ -276,18 +301,23 @@ class World(Generic[M]):
             event = PeerUnreachable(effect.node, "connection timed out")
             self._post(host, CONNECT_TIMEOUT_S, event)
             return
+        message, body = effect.message, b""
+        if self._frames is not None:
+            body = frame_bytes(message)
+            host.stream_bytes += len(body)
+            message = self._frames.read(body)
         pair = (host.number, receiver.number)
         # A stream keeps its order: nothing overtakes the frame before it.
         at = max(self.now + delay_s, self._last_frame_s.get(pair, 0.0))
         self._last_frame_s[pair] = at
-        self._post(receiver, at - self.now, StreamReceived(host.node, effect.message))
+        self._post(receiver, at - self.now, StreamReceived(host.node, message), body)
 
-    def _post(self, host: Host[M], delay_s: float, event: Event) -> None:
+    def _post(self, host: Host[M], delay_s: float, event: Event, body: bytes = b"") -> None:
         life = host.life
 
         def arrive() -> None:
             if host.life == life:
-                self._deliver(host, event)
+                self._deliver(host, event, body)
 
         self._clock.put(self.now + delay_s, arrive)
 
@@ -316,3 +346,11 @@ class World(Generic[M]):
                 self._deliver(host, TimerFired())
 
         self._clock.put(at, wake)
+
+
+def _traced(now: float, number: int, event: Event, body: bytes) -> bytes:
+    """What the trace takes in of an event: of a message its bytes, where it has any."""
+    if isinstance(event, DatagramReceived | StreamReceived):
+        kind = type(event.message).__name__
+        return f"{now!r} {number} {event.sender} {kind} {len(body)}\n".encode() + body
+    return f"{now!r} {number} {event!r}\n".encode()

@@ -131,9 +131,13 @@ def estimated_size(item: GossipItem) -> int:
     seldom more than three.
     """
     if isinstance(item, Headline):
-        numbers = (item.incarnation, item.version, item.load, item.dead_for_s)
-        accuser = 35 if item.accuser is not None else 1
-        return 40 + accuser + sum(map(_size_of_integer, numbers))
+        return (
+            (41 if item.accuser is None else 75)
+            + _size_of_integer(item.incarnation)
+            + _size_of_integer(item.version)
+            + _size_of_integer(item.load)
+            + _size_of_integer(item.dead_for_s)
+        )
     if isinstance(item, FactHeadline):
         return 2 + 4 * len(item.model) + 60
     return len(item.payload) + len(item.signature) + len(item.certificate) + 12
@@ -500,9 +504,11 @@ _BITS_BYTES = DIGEST_BUCKETS // 8 + 2
 
 
 def _size_of_integer(value: int) -> int:
-    if value < 128:
+    if value < 2**7:
         return 1
-    return 1 + 2 ** math.ceil(math.log2(math.ceil(value.bit_length() / 8)))
+    if value < 2**16:
+        return 2 if value < 2**8 else 3
+    return 5 if value < 2**32 else 9
 
 
 def _pull(keys: list[TimerKey]) -> Pull:

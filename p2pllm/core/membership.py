@@ -145,6 +145,8 @@ class Membership:
         self._dead: list[NodeId] = []
         # A permutation of the live ones, with some that died since; probed from the end.
         self._round: list[NodeId] = []
+        # The same, to ask whether one is in it; in a large swarm that joins at once it matters.
+        self._in_round: set[NodeId] = set()
         self._probe: _Probe | None = None
         self._probe_next_s = 0.0
         self._relays: dict[int, _Relay] = {}
@@ -362,6 +364,7 @@ class Membership:
             self._clear(peer)
             self._forget(peer)
         self._live, self._dead, self._round = [], [], []
+        self._in_round.clear()
         return addresses
 
     def stop(self) -> None:
@@ -410,7 +413,8 @@ class Membership:
             if peer.state is MemberState.DEAD and peer.shared
         ]
         assert sorted(self._dead) == sorted(dead)
-        assert len(self._round) == len(set(self._round)) <= len(self._peers)
+        assert len(self._round) == len(self._in_round) <= len(self._peers)
+        assert self._in_round == set(self._round)
         assert len(self._relays) <= RELAYS_MAX
         assert 0 <= self._awareness <= self._config.awareness_max
         for peer in self._peers.values():
@@ -443,10 +447,12 @@ class Membership:
         for _ in range(2):
             while self._round:
                 node = self._round.pop()
+                self._in_round.discard(node)
                 peer = self._peers.get(node)
                 if peer is not None and peer.is_live:
                     return node
             self._round = list(self._live)
+            self._in_round.update(self._live)
             self._random.shuffle(self._round)
         return None
 
@@ -532,7 +538,8 @@ class Membership:
     def _enter(self, peer: Peer, now: float) -> None:
         """`peer` is live from now on, and was not before."""
         self._live.append(peer.node)
-        if peer.node not in self._round:
+        if peer.node not in self._in_round:
+            self._in_round.add(peer.node)
             self._round.insert(self._random.randint(0, len(self._round)), peer.node)
         self._changes[peer.node] = None
         if _PROBE_NEXT not in self._timers and self._probe is None:
@@ -592,7 +599,8 @@ class Membership:
     def _forget(self, peer: Peer) -> None:
         del self._peers[peer.node]
         self._forgotten.append(peer.node)
-        if peer.node in self._round:
+        if peer.node in self._in_round:
+            self._in_round.remove(peer.node)
             self._round.remove(peer.node)
         self._changes.pop(peer.node, None)
 

@@ -282,9 +282,13 @@ class Swarm:
 
     def deadline(self) -> float | None:
         """When to call `fire`."""
-        machines = (self._timers, self._membership, self._gossip, self._discovery)
-        deadlines = [at for machine in machines if (at := machine.deadline()) is not None]
-        return min(deadlines, default=None)
+        # Asked for after every event, hence without a list.
+        earliest = self._timers.deadline()
+        for machine in (self._membership, self._gossip, self._discovery):
+            at = machine.deadline()
+            if at is not None and (earliest is None or at < earliest):
+                earliest = at
+        return earliest
 
     # -- what happens
 
@@ -606,6 +610,16 @@ class Swarm:
             self._gossip.want((NODE, node), source)
             return []
         known = self._record(node)
+        if (
+            headline.version == known.version
+            and headline.incarnation == known.incarnation
+            and headline.state is MemberState.ALIVE
+            and peer.is_live
+        ):
+            # What is read nearly always: nothing new, but the load perhaps.
+            if headline.load > self._store.load_version(node):
+                self._gossip.want((LOAD, node), source)
+            return []
         if headline.stamp > known.stamp:
             self._gossip.want((NODE, node), source)
         if headline.incarnation == known.incarnation:

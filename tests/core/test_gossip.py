@@ -31,7 +31,8 @@ from p2pllm.domain.gossip import (
 )
 from p2pllm.domain.ids import ModelId, NodeId
 from p2pllm.domain.records import Address, HybridTime, LoadRecord, MemberState, ModelFact
-from sim.swarms import PlainSigner, address_of, datagram_size, node_id, own_record
+from sim.swarms import address_of, node_id, own_record
+from sim.wire import PlainSigner, datagram_size
 
 SIGN = PlainSigner()
 THERE = address_of(1)

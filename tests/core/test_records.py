@@ -12,7 +12,8 @@ from p2pllm.core.records import CLOCK_AHEAD_MAX_MS, HybridClock, Merge, RecordSt
 from p2pllm.domain.ids import ModelId, NodeId
 from p2pllm.domain.models import LayerRun, ModelSpec
 from p2pllm.domain.records import INCARNATION_MAX, HybridTime, LoadRecord, ModelFact
-from sim.swarms import PlainSigner, node_id, own_record
+from sim.swarms import node_id, own_record
+from sim.wire import PlainSigner
 
 SIGN = PlainSigner()
 
@@ -78,7 +79,9 @@ def test_flags_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_incarnation_beyond_the_bound_is_refused() -> None:
     store = RecordStore(10)
-    assert store.merge_node(record(INCARNATION_MAX + 1)) is Merge.REFUSED
+    highest = record(INCARNATION_MAX)
+    beyond = replace(highest, value=replace(highest.value, incarnation=INCARNATION_MAX + 1))
+    assert store.merge_node(beyond) is Merge.REFUSED
     assert store.merge_node(record(INCARNATION_MAX)) is Merge.STORED
 
 

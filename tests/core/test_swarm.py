@@ -36,12 +36,12 @@ from sim.network import Link
 from sim.swarms import (
     WALL_MS,
     Options,
-    PlainSigner,
     SwarmWorld,
     address_of,
     node_id,
     own_record,
 )
+from sim.wire import PlainSigner
 
 
 def settled(
