@@ -47,9 +47,10 @@ class Plan:
         seed: Of everything.
         steps: In all.
         shallow_layers: How many layers a run starts with.
-        cycle_starts: At which steps the learning rates rise again, to fall until the next. At the
-            last of these the model grows to all its layers.
+        growth_step: Before which step the model grows to all its layers.
+        cycle_starts: At which steps the learning rates rise again, to fall until the next.
         cycle_peaks: How high they rise in each cycle, as a share of the full rates.
+        cycle_lows: How low they fall in each cycle, as a share of its peak.
         tokens_per_step: About how many tokens of conversation a step learns from.
         warmup_steps: Over which the learning rates rise, at the start of every cycle.
         matrix_rate: Muon's learning rate, for the matrices in the layers.
@@ -58,10 +59,12 @@ class Plan:
     """
 
     seed: int = 1
-    steps: int = 4700
+    steps: int = 5500
     shallow_layers: int = 4
-    cycle_starts: tuple[int, ...] = (0, 1000, 2400, 4200)
-    cycle_peaks: tuple[float, ...] = (1.0, 0.7, 0.7, 0.4)
+    growth_step: int = 4200
+    cycle_starts: tuple[int, ...] = (0, 1000, 2400, 4200, 4700)
+    cycle_peaks: tuple[float, ...] = (1.0, 0.7, 0.7, 0.4, 0.4)
+    cycle_lows: tuple[float, ...] = (0.1, 0.1, 0.1, 0.0, 0.0)
     tokens_per_step: int = 1536
     warmup_steps: int = 50
     matrix_rate: float = 0.02
@@ -72,11 +75,9 @@ class Plan:
         """Return by what the learning rates are multiplied at ``step``, counted from 0."""
         cycle = bisect.bisect_right(self.cycle_starts, step) - 1
         start, peak = self.cycle_starts[cycle], self.cycle_peaks[cycle]
-        is_last = cycle + 1 == len(self.cycle_starts)
-        end = self.steps if is_last else self.cycle_starts[cycle + 1]
+        end = (*self.cycle_starts[1:], self.steps)[cycle]
         rising = (step - start + 1) / self.warmup_steps
-        lowest = 0.0 if is_last else 0.1
-        falling = 1 - (1 - lowest) * (step - start) / max(1, end - start)
+        falling = 1 - (1 - self.cycle_lows[cycle]) * (step - start) / max(1, end - start)
         return peak * min(1.0, rising, falling)
 
 
@@ -184,7 +185,7 @@ class Trainer:
 
     def step(self) -> float:
         """Learn from the next step's conversations; return their mean loss in nats per token."""
-        if self.next_step == self.plan.cycle_starts[-1]:
+        if self.next_step == self.plan.growth_step:
             self._adopt(grown(self.model, self.plan.shape.layers))
         batches = draw_batches(self.plan, self.next_step, self.tokenizer)
         said = sum(int((batch.targets != _NOT_SAID).sum()) for batch in batches)
@@ -234,7 +235,7 @@ class Trainer:
         if metadata["plan"] != json.dumps(asdict(self.plan)):
             raise ValueError(f"The checkpoint {path} is of another plan: {metadata['plan']}")
         self.next_step = int(metadata["next_step"])
-        if self.next_step > self.plan.cycle_starts[-1]:
+        if self.next_step > self.plan.growth_step:
             self._adopt(grown(self.model, self.plan.shape.layers))
         states: dict[str, dict[int, dict[str, torch.Tensor]]] = {
             name: {} for name in self.optimizers
@@ -297,9 +298,11 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     console = Console()
+    # A shorter or longer run grows, and goes through its cycles, at the same shares of its length.
     plan = Plan(
         seed=seed,
         steps=steps,
+        growth_step=_DEFAULTS.growth_step * steps // _DEFAULTS.steps,
         cycle_starts=tuple(start * steps // _DEFAULTS.steps for start in _DEFAULTS.cycle_starts),
     )
     trainer = Trainer(plan, train_tokenizer(seed), choose_device(device))
