@@ -1,0 +1,1 @@
+"""The composition root: a configured node made of the parts below it."""
