@@ -29,12 +29,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from p2pllm.builtin.architecture import Shape, grown, new_model
+from p2pllm.builtin.batches import NOT_SAID, Batch, make_batches, summed_loss
 from p2pllm.builtin.chat import conversation
+from p2pllm.builtin.evaluate import evaluate
 from p2pllm.builtin.muon import Muon
-from p2pllm.builtin.tokenizer import POSITIONS_MAX, encode_conversation, train_tokenizer
-
-# What cross_entropy leaves out, torch's own default.
-_NOT_SAID = -100
+from p2pllm.builtin.tokenizer import encode_conversation, train_tokenizer
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
@@ -84,44 +83,6 @@ class Plan:
 _DEFAULTS = Plan()
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Conversations of like length, padded at the end.
-
-    Attributes:
-        inputs: [rows, positions], token ids.
-        targets: [rows, positions], the next token ids; -100 where nothing is to be learned.
-    """
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-
-
-def make_batches(
-    rows: list[tuple[list[int], list[bool]]], *, rows_per_batch: int, padding: int
-) -> list[Batch]:
-    """Group encoded conversations by length and pad each group.
-
-    Padding stands at the end, where a causal model cannot see it from the tokens before; so no
-    attention mask is needed.
-    """
-    rows = sorted(rows, key=lambda row: len(row[0]))
-    batches: list[Batch] = []
-    for start in range(0, len(rows), rows_per_batch):
-        group = rows[start : start + rows_per_batch]
-        positions = min(POSITIONS_MAX, max(len(ids) for ids, _ in group) - 1)
-        inputs = torch.full((len(group), positions), padding)
-        targets = torch.full((len(group), positions), _NOT_SAID)
-        for row, (ids, is_said) in enumerate(group):
-            count = min(positions, len(ids) - 1)
-            inputs[row, :count] = torch.tensor(ids[:count])
-            wanted = torch.tensor(ids[1 : count + 1])
-            wanted[~torch.tensor(is_said[1 : count + 1])] = _NOT_SAID
-            targets[row, :count] = wanted
-        batches.append(Batch(inputs, targets))
-    return batches
-
-
 def draw_batches(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
     """Write and encode the conversations that ``step`` learns from."""
     source = random.Random(f"train {plan.seed} {step}")
@@ -132,17 +93,6 @@ def draw_batches(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> l
         rows.append((ids, is_said))
         tokens += len(ids)
     return make_batches(rows, rows_per_batch=10, padding=_token(tokenizer.eos_token_id))
-
-
-def summed_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Return the sum of the negative log-likelihoods (nats) of a batch's targets; a scalar."""
-    logits = model(input_ids=batch.inputs, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(),
-        batch.targets.flatten(),
-        ignore_index=_NOT_SAID,
-        reduction="sum",
-    )
 
 
 class Trainer:
@@ -188,7 +138,7 @@ class Trainer:
         if self.next_step == self.plan.growth_step:
             self._adopt(grown(self.model, self.plan.shape.layers))
         batches = draw_batches(self.plan, self.next_step, self.tokenizer)
-        said = sum(int((batch.targets != _NOT_SAID).sum()) for batch in batches)
+        said = sum(int((batch.targets != NOT_SAID).sum()) for batch in batches)
         total = 0.0
         for batch in batches:
             moved = Batch(batch.inputs.to(self.device), batch.targets.to(self.device))
@@ -292,9 +242,6 @@ def main(
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in OUT.")] = False,
 ) -> None:
     """Train the built-in model, then write it, its held-out perplexity and samples to OUT."""
-    # Not at the top: it needs this module's batches.
-    from p2pllm.builtin.evaluate import evaluate
-
     if threads:
         torch.set_num_threads(threads)
     console = Console()
