@@ -20,11 +20,11 @@ from rich.console import Console
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from p2pllm.builtin import cast, model_path
+from p2pllm.builtin.batches import make_batches, summed_loss
 from p2pllm.builtin.chat import conversation
 from p2pllm.builtin.grammar import draw_story, fill, story_text
 from p2pllm.builtin.plots import OPENINGS, PLOTS
 from p2pllm.builtin.tokenizer import encode_conversation, load_tokenizer
-from p2pllm.builtin.train import make_batches, summed_loss
 
 NEW_TOKENS_MAX: Final = 400
 

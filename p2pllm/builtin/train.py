@@ -29,12 +29,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from p2pllm.builtin.architecture import Shape, grown, new_model
+from p2pllm.builtin.batches import NOT_SAID, Batch, make_batches, summed_loss
 from p2pllm.builtin.chat import conversation
+from p2pllm.builtin.evaluate import evaluate
 from p2pllm.builtin.muon import Muon
-from p2pllm.builtin.tokenizer import POSITIONS_MAX, encode_conversation, train_tokenizer
-
-# What cross_entropy leaves out, torch's own default.
-_NOT_SAID = -100
+from p2pllm.builtin.tokenizer import encode_conversation, train_tokenizer
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
@@ -47,9 +46,10 @@ class Plan:
         seed: Of everything.
         steps: In all.
         shallow_layers: How many layers a run starts with.
-        cycle_starts: At which steps the learning rates rise again, to fall until the next. At the
-            last of these the model grows to all its layers.
+        growth_step: Before which step the model grows to all its layers.
+        cycle_starts: At which steps the learning rates rise again, to fall until the next.
         cycle_peaks: How high they rise in each cycle, as a share of the full rates.
+        cycle_lows: How low they fall in each cycle, as a share of its peak.
         tokens_per_step: About how many tokens of conversation a step learns from.
         warmup_steps: Over which the learning rates rise, at the start of every cycle.
         matrix_rate: Muon's learning rate, for the matrices in the layers.
@@ -58,10 +58,12 @@ class Plan:
     """
 
     seed: int = 1
-    steps: int = 4700
+    steps: int = 5500
     shallow_layers: int = 4
-    cycle_starts: tuple[int, ...] = (0, 1000, 2400, 4200)
-    cycle_peaks: tuple[float, ...] = (1.0, 0.7, 0.7, 0.4)
+    growth_step: int = 4200
+    cycle_starts: tuple[int, ...] = (0, 1000, 2400, 4200, 4700)
+    cycle_peaks: tuple[float, ...] = (1.0, 0.7, 0.7, 0.4, 0.4)
+    cycle_lows: tuple[float, ...] = (0.1, 0.1, 0.1, 0.0, 0.0)
     tokens_per_step: int = 1536
     warmup_steps: int = 50
     matrix_rate: float = 0.02
@@ -72,53 +74,13 @@ class Plan:
         """Return by what the learning rates are multiplied at ``step``, counted from 0."""
         cycle = bisect.bisect_right(self.cycle_starts, step) - 1
         start, peak = self.cycle_starts[cycle], self.cycle_peaks[cycle]
-        is_last = cycle + 1 == len(self.cycle_starts)
-        end = self.steps if is_last else self.cycle_starts[cycle + 1]
+        end = (*self.cycle_starts[1:], self.steps)[cycle]
         rising = (step - start + 1) / self.warmup_steps
-        lowest = 0.0 if is_last else 0.1
-        falling = 1 - (1 - lowest) * (step - start) / max(1, end - start)
+        falling = 1 - (1 - self.cycle_lows[cycle]) * (step - start) / max(1, end - start)
         return peak * min(1.0, rising, falling)
 
 
 _DEFAULTS = Plan()
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Conversations of like length, padded at the end.
-
-    Attributes:
-        inputs: [rows, positions], token ids.
-        targets: [rows, positions], the next token ids; -100 where nothing is to be learned.
-    """
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-
-
-def make_batches(
-    rows: list[tuple[list[int], list[bool]]], *, rows_per_batch: int, padding: int
-) -> list[Batch]:
-    """Group encoded conversations by length and pad each group.
-
-    Padding stands at the end, where a causal model cannot see it from the tokens before; so no
-    attention mask is needed.
-    """
-    rows = sorted(rows, key=lambda row: len(row[0]))
-    batches: list[Batch] = []
-    for start in range(0, len(rows), rows_per_batch):
-        group = rows[start : start + rows_per_batch]
-        positions = min(POSITIONS_MAX, max(len(ids) for ids, _ in group) - 1)
-        inputs = torch.full((len(group), positions), padding)
-        targets = torch.full((len(group), positions), _NOT_SAID)
-        for row, (ids, is_said) in enumerate(group):
-            count = min(positions, len(ids) - 1)
-            inputs[row, :count] = torch.tensor(ids[:count])
-            wanted = torch.tensor(ids[1 : count + 1])
-            wanted[~torch.tensor(is_said[1 : count + 1])] = _NOT_SAID
-            targets[row, :count] = wanted
-        batches.append(Batch(inputs, targets))
-    return batches
 
 
 def draw_batches(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
@@ -131,17 +93,6 @@ def draw_batches(plan: Plan, step: int, tokenizer: PreTrainedTokenizerFast) -> l
         rows.append((ids, is_said))
         tokens += len(ids)
     return make_batches(rows, rows_per_batch=10, padding=_token(tokenizer.eos_token_id))
-
-
-def summed_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Return the sum of the negative log-likelihoods (nats) of a batch's targets; a scalar."""
-    logits = model(input_ids=batch.inputs, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(),
-        batch.targets.flatten(),
-        ignore_index=_NOT_SAID,
-        reduction="sum",
-    )
 
 
 class Trainer:
@@ -184,10 +135,10 @@ class Trainer:
 
     def step(self) -> float:
         """Learn from the next step's conversations; return their mean loss in nats per token."""
-        if self.next_step == self.plan.cycle_starts[-1]:
+        if self.next_step == self.plan.growth_step:
             self._adopt(grown(self.model, self.plan.shape.layers))
         batches = draw_batches(self.plan, self.next_step, self.tokenizer)
-        said = sum(int((batch.targets != _NOT_SAID).sum()) for batch in batches)
+        said = sum(int((batch.targets != NOT_SAID).sum()) for batch in batches)
         total = 0.0
         for batch in batches:
             moved = Batch(batch.inputs.to(self.device), batch.targets.to(self.device))
@@ -234,7 +185,7 @@ class Trainer:
         if metadata["plan"] != json.dumps(asdict(self.plan)):
             raise ValueError(f"The checkpoint {path} is of another plan: {metadata['plan']}")
         self.next_step = int(metadata["next_step"])
-        if self.next_step > self.plan.cycle_starts[-1]:
+        if self.next_step > self.plan.growth_step:
             self._adopt(grown(self.model, self.plan.shape.layers))
         states: dict[str, dict[int, dict[str, torch.Tensor]]] = {
             name: {} for name in self.optimizers
@@ -291,15 +242,14 @@ def main(
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in OUT.")] = False,
 ) -> None:
     """Train the built-in model, then write it, its held-out perplexity and samples to OUT."""
-    # Not at the top: it needs this module's batches.
-    from p2pllm.builtin.evaluate import evaluate
-
     if threads:
         torch.set_num_threads(threads)
     console = Console()
+    # A shorter or longer run grows, and goes through its cycles, at the same shares of its length.
     plan = Plan(
         seed=seed,
         steps=steps,
+        growth_step=_DEFAULTS.growth_step * steps // _DEFAULTS.steps,
         cycle_starts=tuple(start * steps // _DEFAULTS.steps for start in _DEFAULTS.cycle_starts),
     )
     trainer = Trainer(plan, train_tokenizer(seed), choose_device(device))
