@@ -22,6 +22,7 @@ NO_TEST = {
     "p2pllm/net/connection.py": "the tests of streams drive it over sockets",
     "p2pllm/net/incoming.py": "the tests of streams drive it over sockets",
     "p2pllm/net/outgoing.py": "the tests of streams drive it over sockets",
+    "p2pllm/core/windows.py": "the tests of placement drive its search",
     "p2pllm/domain/bounds.py": "two marks on annotations; the codec's tests enforce them",
 }
 """Source files that have no test of their own, and why."""

@@ -46,7 +46,7 @@ def give_loads(run: Run, world: SwarmWorld) -> None:
     def change(number: int) -> None:
         load = Load(queue_steps=chance.randrange(100), kv_free_bytes=chance.randrange(2**33))
         if world.hosts[number].machine is not None and not world.hosts[number].is_paused:
-            world.act(number, lambda swarm: swarm.update_own(now=world.now, load=load))
+            world.act(number, lambda swarm: swarm.update_load(load, now=world.now))
         world.world.at(world.now + 1.0, lambda: change(number))
 
     # Spread over the pause between two load records, as they are after a while.
