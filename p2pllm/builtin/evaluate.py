@@ -9,6 +9,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -44,10 +45,20 @@ _NAMES: Final = frozenset((*cast.HE_NAMES, *cast.SHE_NAMES))
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request for a story, and the words that its answer must contain."""
+    """A request for a story.
+
+    Attributes:
+        text: As the user types it.
+        parts: The words that the answer must contain, by what they are ("hero", "thing").
+    """
 
     text: str
-    must_name: tuple[str, ...]
+    parts: dict[str, str]
+
+    @property
+    def must_name(self) -> tuple[str, ...]:
+        """Return the words that the answer must contain."""
+        return tuple(self.parts.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,7 @@ def draw_request(source: random.Random) -> Request:
     form, slots = source.choice(forms)
     asking = source.choice(("Tell me a story about {about}.", "Write a story about {about}."))
     return Request(
-        asking.replace("{about}", fill(form, story)), tuple(story.slots[slot] for slot in slots)
+        asking.replace("{about}", fill(form, story)), {slot: story.slots[slot] for slot in slots}
     )
 
 
@@ -364,6 +375,7 @@ def evaluate(folder: Path, *, stories: int = 500, chats: int = 50) -> dict[str, 
             "honoured": sum(
                 not any(fault.startswith("does not name") for fault in each) for each in faults
             ),
+            "honoured_by_part": _honoured_by_part(requests, answers),
             "sentences_of_the_grammar": 1 - unknown / max(1, len(told)),
             "flawless": sum(not each for each in faults),
             "faults": [
@@ -373,6 +385,18 @@ def evaluate(folder: Path, *, stories: int = 500, chats: int = 50) -> dict[str, 
             ],
         }
     return report
+
+
+def _honoured_by_part(requests: list[Request], answers: list[Answer]) -> dict[str, str]:
+    """Return for every part of a request how often it was honoured, as "17 of 20"."""
+    asked: Counter[str] = Counter()
+    honoured: Counter[str] = Counter()
+    for request, each in zip(requests, answers, strict=True):
+        words = set(_WORD.findall(each.text))
+        for part, wanted in request.parts.items():
+            asked[part] += 1
+            honoured[part] += wanted in words
+    return {part: f"{honoured[part]} of {count}" for part, count in sorted(asked.items())}
 
 
 def main() -> None:

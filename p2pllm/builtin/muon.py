@@ -1,8 +1,8 @@
 """Muon: momentum whose update is made orthogonal, for the matrices inside the layers.
 
-Measured on this model, steps of 2048 tokens, one short schedule each: after 120 steps the loss was
-0.86 nats per token with Muon and 1.00 with AdamW throughout; a step took 0.75 s against 0.68 s on
-one CPU core. Method by Keller Jordan and others (2024),
+Measured on twelve layers of this width, steps of 2048 tokens, one short schedule each: after 120
+steps the loss was 0.86 nats per token with Muon and 1.00 with AdamW throughout; a step took 0.75 s
+against 0.68 s on one CPU core. Method by Keller Jordan and others (2024),
 https://kellerjordan.github.io/posts/muon/; written anew here, with all matrices of one shape
 worked on in one batch.
 """

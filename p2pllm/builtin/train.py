@@ -6,7 +6,7 @@ and taken up again with ``--resume``: the step alone says what comes next.
 
 A run starts with few layers and grows to all of them part of the way through. What takes long to
 learn is not the grammar but carrying a name from the request through the story: a model of all
-twelve layers from the start wrote well-formed stories after 300 steps, and after 700 none that
+twelve layers from the start wrote well-formed stories after 300 steps, and after 600 none that
 was about what was asked for. Four layers learn it sooner, at a third of the cost per step.
 
 The held-out stories come from seeds that no training step uses (see

@@ -88,7 +88,7 @@ def test_the_generic_loaders_load_it_and_agree_on_the_end_token() -> None:
 def test_its_perplexity_on_held_out_stories_is_low(
     model: LlamaForCausalLM, tokenizer: Tokenizer
 ) -> None:
-    assert held_out_perplexity(model, tokenizer, stories=32) < 2.2
+    assert held_out_perplexity(model, tokenizer, stories=32) < 1.6
 
 
 def test_it_stops_by_itself_on_every_request(model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
@@ -104,8 +104,9 @@ def test_it_stops_by_itself_on_every_request(model: LlamaForCausalLM, tokenizer:
 @pytest.mark.parametrize(
     ("request_text", "wanted"),
     [
-        ("Tell me a story about a brave fox.", ("brave", "fox")),
+        ("Tell me a story about a brave fox.", ("fox",)),
         ("Write a story about Mia and a lost kite.", ("Mia", "kite")),
+        ("Tell me a story about a dragon and an owl.", ("dragon", "owl")),
     ],
 )
 def test_it_honours_what_a_request_names(
