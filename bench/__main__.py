@@ -1,8 +1,9 @@
 """`python -m bench [QUESTION...]`: measure, always beside a reference in the same run.
 
 Questions:
-  hop     how long an activation takes from node to node, beside plain TCP
-  swarm   memory, idle CPU, start and speed of a swarm, beside transformers alone
+  hop        how long an activation takes from node to node, beside plain TCP
+  swarm      memory, idle CPU, start and speed of a swarm, beside transformers alone
+  placement  how good plans are and what changes cost, beside other rules
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import time
 from collections.abc import Awaitable, Callable
 
 from rich.console import Console
+from rich.table import Table
 
-from bench import hop, swarm
+from bench import hop, placement, swarm
 from bench.figures import Finding
 from bench.machine import look_at_machine
 from bench.report import print_machine, to_json, to_table
 from p2pllm.domain.errors import P2PLLMError
 
 WIDTH = 140
+SIZE_MAX = 10_000
 
 Measure = Callable[[argparse.Namespace], Awaitable[list[Finding]]]
 
@@ -30,7 +33,26 @@ QUESTIONS: dict[str, Measure] = {
     "swarm": lambda options: swarm.measure(
         runs=options.runs, tokens=options.tokens, threads=options.threads, idle_s=options.idle
     ),
+    "placement": lambda options: placement.measure(
+        sizes=options.sizes, seeds=options.seeds, steps=options.steps, say=_say
+    ),
 }
+
+TABLES: dict[str, Callable[[Finding], Table]] = {"placement": placement.to_table}
+"""Those whose table is of their own form."""
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Sizes of fleets from the command line, such as `4,16,64`."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(2 <= size <= SIZE_MAX for size in found):
+        raise argparse.ArgumentTypeError(
+            f"sizes are numbers from 2 to {SIZE_MAX:,}, with commas between them"
+        )
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +69,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tokens", type=int, default=64, help="per generation [%(default)s]")
     made.add_argument("--threads", type=int, default=1, help="per process [%(default)s]")
     made.add_argument("--idle", type=float, default=20.0, help="seconds watched [%(default)s]")
+    made.add_argument(
+        "--sizes", type=sizes, default=placement.SIZES, help="of fleets to place on [2,4,...,64]"
+    )
+    made.add_argument("--seeds", type=int, default=2, help="fleets per size [%(default)s]")
+    made.add_argument(
+        "--steps", type=int, default=20, help="joins and leaves per fleet [%(default)s]"
+    )
     return made
 
 
@@ -54,12 +83,13 @@ def main(arguments: list[str]) -> int:
     """Run; the exit code."""
     options = parser().parse_args(arguments)
     unknown = [name for name in options.questions if name not in QUESTIONS]
-    if unknown or options.runs < 1 or options.rounds < 1 or options.tokens < 2:
+    least = min(options.runs, options.rounds, options.seeds, options.steps, options.tokens - 1)
+    if unknown or least < 1:
         names = ", ".join(QUESTIONS)
         parser().error(
             f"no question is called {unknown[0]}; there are {names}"
             if unknown
-            else "--runs and --rounds must be at least 1, --tokens at least 2"
+            else "--runs, --rounds, --seeds and --steps must be at least 1, --tokens at least 2"
         )
     started_s = time.monotonic()
     messages = Console(stderr=True, soft_wrap=True)
@@ -76,7 +106,7 @@ def main(arguments: list[str]) -> int:
             findings += found
             if not options.json:
                 for finding in found:
-                    console.print(to_table(finding))
+                    console.print(TABLES.get(name, to_table)(finding))
     except P2PLLMError as error:
         messages.print(f"error: {error}", style="red", highlight=False, markup=False)
         return 1
@@ -87,6 +117,10 @@ def main(arguments: list[str]) -> int:
 
 async def _measured(measure: Measure, options: argparse.Namespace) -> list[Finding]:
     return await measure(options)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

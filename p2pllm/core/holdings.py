@@ -27,10 +27,15 @@ DRAINING, which does not count as READY, before it drops. Hence no layer loses i
 holder to a plan: whoever of the droppers started last has seen all others' DRAINING, and so
 counted only nodes that stay.
 
-Where memory is full, loading waits for drops. A failed load is tried again after a growing pause;
-after `attempts_max` failures in a row the model is given up here and no longer listed among those
-this node can be given layers of. A model that the swarm no longer serves is dropped as soon as no
-session uses it. A leaving node changes nothing any more: it serves until the last session is gone.
+Where memory is full, loading waits for drops. A plan under which full nodes would wait for each
+other for ever is not made while the model is whole (`p2pllm.core.transitions`). Where layers are
+missing, such a plan can still come up, if the only holders of two layers have to change places to
+make room for the missing ones; then both keep what they have, until another node joins or goes.
+
+A failed load is tried again after a growing pause; after `attempts_max` failures in a row the model
+is given up here and no longer listed among those this node can be given layers of. A model that the
+swarm no longer serves is dropped as soon as no session uses it. A leaving node changes nothing any
+more: it serves until the last session is gone.
 """
 
 from __future__ import annotations

@@ -4,15 +4,23 @@ The order of business, each step taking as little as it needs from what the ones
 
 1. Whoever can hold the whole model does.
 2. Holders stay where they are, and hold as much as fits.
-3. Joiners (largest first, ties by hash) each take the window with the most need: uncovered layers
-   first, then layers with fewer than R copies, then the slowest ones; among equals the one nearest
-   to the node's anchor on the ring.
+3. Joiners are laid where throughput falls short; or (largest first, ties by hash) each takes the
+   window with the most need: uncovered layers first, then layers with fewer than R copies, then
+   the slowest ones; among equals the one nearest to the node's anchor on the ring. The better of
+   the two counts.
 4. If a layer is uncovered, windows are slid together in their order, moving the fewest bytes; if
    that cannot do, layers are dealt out afresh, for up to `EXACT_NODES_MAX` nodes in every order.
-5. Search: move one window at a time as long as that raises
-   `log(throughput) - move_cost * moved - hop_cost * hops`; start also from a fresh plan. What is
-   found is taken only if it covers more, gives more copies, or raises throughput by more than
-   `gain_min` over 1-4; a smaller gain is not worth anybody's move.
+5. Search for more of `log(throughput) - move_cost * moved - hop_cost * hops`: take the machines
+   out that are of least use where they are, lay them where throughput falls short
+   (`p2pllm.core.filling`), and send those back whose move is not worth its bytes; in small swarms
+   move also one window at a time, and try plans from nothing. What is found is taken only if it
+   covers more, gives more copies, or raises throughput by more than `gain_min` over 1-4 (a smaller
+   gain is not worth anybody's move), and if full machines do not have to wait for each other's
+   drops for ever (`p2pllm.core.transitions`).
+
+A plan from nothing is the best of three: all machines laid as `fill` does; the largest machines
+end to end, so that a path has few hops, and the others as `fill` does; and the same with those that
+memory bounds packed end to end within the tiles first.
 
 Windows do not wrap unless coverage needs it: a wrapping one costs its users two hops. Moved bytes
 obey the triangle inequality, so a plan that was found best from the old holdings is still best
@@ -26,10 +34,12 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import exp, log
+from math import exp, log, sqrt
 
 from p2pllm.core.capacity import PlacementConfig, Window
+from p2pllm.core.filling import Hand, fill, fill_best, unused
 from p2pllm.core.throughput import hops_min, shortfall, spans_of, throughput
+from p2pllm.core.transitions import can_be_carried_out
 from p2pllm.domain.ids import NodeId
 
 EXACT_NODES_MAX = 12
@@ -97,6 +107,31 @@ class Ring:
     weights: tuple[int, ...]
 
 
+RUIN_SIZES = (1, 2, 3, 4, 6, 8, 12)
+"""How many machines are taken out and laid anew at a time."""
+
+RUIN_SIZES_MANY = (2, 5, 12, 24)
+"""The same beyond `search_nodes_max` nodes, where each trial costs more."""
+
+RUIN_ROUNDS = 3
+TILE_STEPS = 9
+"""Throughputs tried for a fresh plan with few hops; leaves about 1 %."""
+
+THRIFT = 0.5
+"""What moving a layer counts in a repair, beside a layer's worth of speed wasted."""
+
+THRIFT_PART = 0.96
+"""Part of the best throughput of a repair that its thrifty variant asks for."""
+
+SWEEPS_MAX = 4
+GAIN_NODES = 8
+"""Up to as many nodes `gain_min` counts in full. A bottleneck of many nodes sees the mean of their
+errors of measurement, so beyond, it falls with the root of their number, down to"""
+
+GAIN_PART_MIN = 0.4
+"""this part."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Score:
     """How good windows are; see `better_than`."""
@@ -110,6 +145,9 @@ class _Score:
         if (self.uncovered, self.lacking) != (other.uncovered, other.lacking):
             return (self.uncovered, self.lacking) < (other.uncovered, other.lacking)
         return self.value > other.value + log(1 + gain)
+
+
+NOTHING = _Score(2**31, 2**31, float("-inf"), 0.0)
 
 
 def choose_windows(
@@ -159,6 +197,17 @@ class _Search:
         self._replicas = max(
             1, min(config.replicas, config.replicas_max or config.replicas, feasible)
         )
+        compute = ring.compute
+        self._rooms = [
+            max((compute[stop] - compute[start] for start, stop in enumerate(table)), default=0)
+            for table in self._reach
+        ]
+        self._homes = [self._kept(index) for index in range(len(machines))]
+        self._gain = config.gain_min * min(
+            1.0, max(GAIN_PART_MIN, sqrt(GAIN_NODES / len(machines)))
+        )
+        self._bound = self._bound_of()
+        self._gaps = True
 
     # -- the steps ---------------------------------------------------------------------------
 
@@ -170,24 +219,260 @@ class _Search:
         for index in self._partial:
             windows[index] = self._kept(index)
         joiners = [index for index in self._partial if windows[index] is None]
-        self._join(windows, joiners)
-        if self._uncovered(windows):
-            self._close_gaps(windows)
-        windows = self._climb(windows, joiners)
-        score = self._score(windows)
-        if not score.lacking and score.rate * (1 + self._config.gain_min) >= self._bound():
+        windows, score = self._joined(windows, joiners)
+        self._gaps = score.uncovered > 0
+        if not score.lacking and score.rate * (1 + self._gain) >= self._bound:
             return self._trim_or_keep(windows)
-        best, best_score = windows, score
-        for start in (windows, self._fresh()):
-            found = self._climb(list(start), self._partial)
-            found_score = self._score(found)
-            if found_score.better_than(best_score, 0.0):
-                best, best_score = found, found_score
+        best, best_score = self._improve(windows, score)
+        if len(joiners) == len(self._partial):
+            return self._trim_or_keep(best)  # Nobody holds anything that could move.
+        if self._small or score.rate < self._bound / 2:
+            fresh, fresh_score = self._fresh()
+            if fresh_score.better_than(best_score, 0.0) and self._can_be_carried_out(fresh):
+                best, best_score = fresh, fresh_score
         if (best_score.uncovered, best_score.lacking) < (score.uncovered, score.lacking) or (
-            best_score.rate > score.rate * (1 + self._config.gain_min)
+            best_score.rate > score.rate * (1 + self._gain)
         ):
             windows = best
         return self._trim_or_keep(windows)
+
+    def _can_be_carried_out(self, windows: Windows) -> bool:
+        """Whether full machines get to `windows` without waiting for each other for ever.
+
+        Where layers are uncovered, getting closer to coverage is worth trying in any case.
+        """
+        if self._gaps:
+            return True
+        weights, layers = self._ring.weights, self._layers
+        sizes = [weights[layer + 1] - weights[layer] for layer in range(layers)]
+        rooms = [
+            max(weights[stop] - weights[start] for start, stop in enumerate(table))
+            for table in self._reach
+        ]
+        held = [machine.current for machine in self._machines]
+        return can_be_carried_out(held, windows, rooms, sizes, self._config.replicas)
+
+    def _joined(self, windows: Windows, joiners: Sequence[int]) -> tuple[Windows, _Score]:
+        """Steps 3 and 4: the best of several ways to place the joiners around the holders."""
+        if not joiners:
+            return self._closed(windows)
+        starts = [list(windows)]
+        self._join(starts[0], joiners)
+        starts += self._poured(windows, joiners)
+        if len(joiners) == len(self._partial):
+            starts += self._tiled()
+        found = [(start, self._score(start)) for start in starts]
+        best, best_score = found[0]
+        for start, score in found[1:]:
+            if score.better_than(best_score, 0.0):
+                best, best_score = start, score
+        best, best_score = self._closed(best, best_score)
+        return self._climb(best, best_score, joiners)
+
+    def _closed(self, windows: Windows, score: _Score | None = None) -> tuple[Windows, _Score]:
+        """Step 4."""
+        if self._uncovered(windows):
+            windows = list(windows)
+            self._close_gaps(windows)
+            score = None
+        return windows, score if score is not None else self._score(windows)
+
+    def _improve(self, windows: Windows, score: _Score) -> tuple[Windows, _Score]:
+        """Step 5."""
+        windows, score = self._recreate(windows, score)
+        if self._small:
+            windows, score = self._climb(windows, score, self._partial)
+        return windows, score
+
+    # -- filling ----------------------------------------------------------------------------------
+
+    def _hand(self, index: int) -> Hand:
+        def window(layer: int) -> Window | None:
+            return self._grown(index, layer) if self._reach[index][layer] > layer else None
+
+        return Hand(
+            index, self._rooms[index], self._machines[index].rank, window, self._homes[index]
+        )
+
+    def _homed(self, windows: Windows, score: _Score) -> tuple[Windows, _Score]:
+        """Send back everybody whose move is not worth its bytes."""
+        for index in sorted(
+            self._partial,
+            key=lambda i: (-self._moved(i, w) if (w := windows[i]) is not None else 0.0, i),
+        ):
+            home = self._homes[index]
+            if home is None or windows[index] == home:
+                continue
+            trial = list(windows)
+            trial[index] = home
+            trial_score = self._score_above(trial, score)
+            if trial_score is not None:
+                windows, score = trial, trial_score
+        return windows, score
+
+    def _poured(self, windows: Windows, pool: Sequence[int]) -> list[Windows]:
+        """`windows` with those of `pool` laid where they are needed; freely, and thriftily.
+
+        Those that are not needed stay where they are, or join.
+        """
+        freed = set(pool)
+        fixed: Windows = [
+            None if index in freed else window for index, window in enumerate(windows)
+        ]
+        compute = self._ring.compute
+        spans = spans_of(fixed, compute, self._layers)
+        hands = [self._hand(index) for index in pool]
+        rate, placed = fill_best(spans, self._rates, compute, self._layers, hands, self._bound)
+        made: list[Windows] = []
+        if rate > 0.0:
+            made.append(self._with(windows, placed, pool))
+        if rate > 0.0 and any(self._homes[index] for index in pool):
+            thrifty = fill(
+                spans, self._rates, compute, self._layers, rate * THRIFT_PART, hands, THRIFT
+            )
+            if thrifty is not None:
+                made.append(self._with(windows, thrifty, pool))
+        return made
+
+    def _with(self, windows: Windows, placed: dict[int, Window], pool: Sequence[int]) -> Windows:
+        result = list(windows)
+        for index, window in placed.items():
+            result[index] = window
+        self._join(result, [index for index in pool if result[index] is None])
+        return result
+
+    def _tiled(self) -> list[Windows]:
+        """Plans from nothing: with the fewest hops, and with the most throughput."""
+        blank: Windows = [(0, self._layers) if whole else None for whole in self._whole]
+        machines = self._machines
+        order = sorted(
+            self._partial, key=lambda i: (-self._rooms[i], machines[i].anchor, machines[i].node)
+        )
+        made = self._poured(blank, order)
+        tiles = self._tiles(blank, order)
+        made += self._poured(tiles, [index for index in order if tiles[index] is None])
+        target, low, high = self._bound, 0.0, self._bound
+        best: Windows | None = None
+        for _ in range(TILE_STEPS):
+            found = self._tiled_for(blank, order, target)
+            if found is not None:
+                best, low = found, target
+                if target >= high:
+                    break
+            else:
+                high = target
+            target = (low * high) ** 0.5 if low > 0.0 else high * 0.95
+        return [*made, best] if best is not None else made
+
+    def _tiles(self, blank: Windows, order: Sequence[int]) -> Windows:
+        """The largest machines end to end, as many as reach the last layer."""
+        windows = list(blank)
+        position = 0
+        for index in order:
+            if position >= self._layers:
+                break
+            if self._reach[index][position] > position:
+                window = self._grown(index, position)
+                windows[index] = window
+                position = window[1]
+        return windows
+
+    def _tiled_for(self, blank: Windows, order: Sequence[int], target: float) -> Windows | None:
+        """The largest machines laid end to end, so that a path has few hops; the others between.
+
+        What a tile cannot do alone is done by others: first those that memory bounds, end to end
+        from the tile's start on, since they waste speed unless they start where nothing is done.
+        """
+        compute, layers = self._ring.compute, self._layers
+        windows = self._tiles(blank, order)
+        tiles = [(index, window) for index in order if (window := windows[index]) is not None]
+        bound = [
+            index
+            for index in order
+            if windows[index] is None and self._rates[index] >= target * self._rooms[index]
+        ]
+        for tile, (start, stop) in tiles:
+            lacking = compute[stop] - compute[start] - self._rates[tile] / target
+            for index in list(bound):
+                reach = self._reach[index][start]
+                size = compute[reach] - compute[start]
+                if start < reach <= stop and size <= lacking + 1e-6:
+                    windows[index] = (start, reach)
+                    start, lacking = reach, lacking - size
+                    bound.remove(index)
+        rest = [index for index in order if windows[index] is None]
+        placed = fill(
+            spans_of(windows, compute, layers),
+            self._rates,
+            compute,
+            layers,
+            target,
+            [self._hand(index) for index in rest],
+        )
+        return None if placed is None else self._with(windows, placed, rest)
+
+    def _fresh(self) -> tuple[Windows, _Score]:
+        """A plan that minds nothing that is held, but pays for what it moves."""
+        return self._best(self._tiled())
+
+    def _best(self, starts: Sequence[Windows]) -> tuple[Windows, _Score]:
+        best: tuple[Windows, _Score] | None = None
+        for start in starts:
+            score = self._score(start)
+            if best is None or score.better_than(best[1], 0.0):
+                best = (start, score)
+        return best if best is not None else ([None] * len(self._machines), NOTHING)
+
+    def _recreate(self, windows: Windows, score: _Score) -> tuple[Windows, _Score]:
+        """Take out the machines that are of least use where they are, and lay them anew.
+
+        Large neighbourhood search (Shaw 1998; "ruin and recreate", Schrimpf 2000): ever more of
+        them, as long as that is better.
+        """
+        partial = self._partial
+        sizes = [
+            size for size in (RUIN_SIZES if self._small else RUIN_SIZES_MANY) if size < len(partial)
+        ]
+        for _ in range(RUIN_ROUNDS):
+            goal = min(self._bound, score.rate * 1.3) if score.rate > 0.0 else self._bound
+            spans = spans_of(windows, self._ring.compute, self._layers)
+            left = unused(spans, self._rates, self._total, goal)
+            point = shortfall(spans, self._rates, self._total, goal)
+            order = sorted(
+                partial,
+                key=lambda index: (
+                    -round(left.get(index, 0.0) * self._rates[index] / self._rooms[index], 9),
+                    self._machines[index].rank,
+                    self._machines[index].node,
+                ),
+            )
+            near = [] if point is None else self._holders(windows, point)
+            found, found_score = windows, score
+            for size in sizes:
+                chosen = set(order[:size])
+                pools = [[*order[:size], *(i for i in near if i not in chosen)]]
+                if self._small and near:
+                    pools.append(order[:size])
+                for pool in pools:
+                    for trial in self._poured(windows, pool):
+                        trial_score = self._score_above(trial, found_score)
+                        if trial_score is not None and self._can_be_carried_out(trial):
+                            found, found_score = trial, trial_score
+            if not found_score.better_than(score, STEP_GAIN):
+                break
+            homed = self._homed(found, found_score)
+            windows, score = homed if self._can_be_carried_out(homed[0]) else (found, found_score)
+        return windows, score
+
+    def _holders(self, windows: Windows, point: float) -> list[int]:
+        """Those whose window holds `point`."""
+        compute = self._ring.compute
+        return [
+            index
+            for index in self._partial
+            if (window := windows[index]) is not None
+            and compute[window[0]] <= point <= compute[window[1]]
+        ]
 
     def _kept(self, index: int) -> Window | None:
         """What the holder at `index` keeps of its current window, grown to what fits."""
@@ -302,7 +587,7 @@ class _Search:
             return self._grown(index, max(range(layers), key=lambda s: self._reach[index][s] - s))
         return best
 
-    def _bound(self) -> float:
+    def _bound_of(self) -> float:
         """No windows give more than the highest T with `sum(min(rate, room * T)) >= total * T`."""
         compute = self._ring.compute
         rooms = [
@@ -500,6 +785,21 @@ class _Search:
             rate = throughput(spans, self._rates, self._total)
         return _Score(uncovered, lacking, self._value(windows, rate), rate)
 
+    def _score_above(self, windows: Windows, least: _Score) -> _Score | None:
+        """The score where it is better than `least`; mostly for the price of one sweep."""
+        copies, _ = self._loads(windows)
+        uncovered = sum(1 for count in copies if count == 0)
+        lacking = sum(max(0, self._replicas - count) for count in copies)
+        if (uncovered, lacking) > (least.uncovered, least.lacking):
+            return None
+        if not uncovered and (uncovered, lacking) == (least.uncovered, least.lacking):
+            needed = exp(least.value + self._penalty(windows))
+            spans = spans_of(windows, self._ring.compute, self._layers)
+            if shortfall(spans, self._rates, self._total, needed) is not None:
+                return None
+        score = self._score(windows)
+        return score if score.better_than(least, 0.0) else None
+
     def _value(self, windows: Windows, rate: float) -> float:
         return log(rate) - self._penalty(windows) if rate > 0.0 else float("-inf")
 
@@ -514,23 +814,22 @@ class _Search:
         )
 
     def _hop_penalty(self, windows: Windows) -> float:
-        return self._config.hop_cost * hops_min(windows, self._layers) if self._small else 0.0
+        return self._config.hop_cost * hops_min(windows, self._layers)
 
-    def _climb(self, windows: Windows, movable: Sequence[int]) -> Windows:
-        """Step 5: move one of `movable` at a time while that is better."""
-        if not movable:
-            return windows
-        score = self._score(windows)
-        for _ in range(4 * len(movable) + 8):
+    def _climb(
+        self, windows: Windows, score: _Score, movable: Sequence[int]
+    ) -> tuple[Windows, _Score]:
+        """Move one of `movable` at a time while that is better."""
+        for _ in range(SWEEPS_MAX if self._small else len(movable)):
             step = (
                 self._sweep(windows, movable, score)
                 if self._small
                 else self._relieve(windows, movable, score)
             )
-            if step is None:
+            if step is None or not self._can_be_carried_out(step[0]):
                 break
             windows, score = step
-        return windows
+        return windows, score
 
     def _sweep(
         self, windows: Windows, movable: Sequence[int], score: _Score
@@ -592,7 +891,7 @@ class _Search:
             trial[index] = window
             penalty += self._hop_penalty(trial)
             rate = 0.0 if now_empty else throughput(spans, self._rates, self._total)
-            value = log(rate) - penalty if rate > 0.0 else -penalty - 1e6
+            value = log(rate) - penalty if rate > 0.0 else float("-inf")
             found = _Score(now_empty, now_lacking, value, rate)
             if found.better_than(score, STEP_GAIN * 0.5):
                 best, score = (trial, found), found
@@ -635,56 +934,6 @@ class _Search:
             if found is not None:
                 return found
         return None
-
-    def _fresh(self) -> Windows:
-        """A plan that minds nothing but throughput: shares of the work laid end to end.
-
-        Node i can do `rate / T` of a pass; in the order of the anchors (consistent hashing) each
-        gets the layers that start where its predecessor's share ends. The highest T for which the
-        shares reach the end is found by bisection.
-        """
-        order = sorted(
-            range(len(self._machines)),
-            key=lambda index: (self._machines[index].anchor, self._machines[index].node),
-        )
-        order = [index for index in order if self._able[index]]
-        high = sum(self._rates[index] for index in order) / self._total
-        best: dict[int, Window] = {}
-        low = 0.0
-        target = high / 2
-        for _ in range(10):
-            laid = self._lay(order, target)
-            if laid is not None:
-                best, low = laid, target
-            else:
-                high = target
-            target = (low + high) / 2
-        windows: Windows = [None] * len(self._machines)
-        for index, window in best.items():
-            windows[index] = window
-        for index, whole in enumerate(self._whole):
-            if whole:
-                windows[index] = (0, self._layers)
-        self._join(windows, [index for index in self._partial if windows[index] is None])
-        if self._uncovered(windows):
-            self._close_gaps(windows)
-        return windows
-
-    def _lay(self, order: Sequence[int], target: float) -> dict[int, Window] | None:
-        """Windows under which the shares for `target` reach the end, or None."""
-        compute, layers = self._ring.compute, self._layers
-        laid: dict[int, Window] = {}
-        point, layer = 0.0, 0
-        for index in order:
-            while layer < layers and compute[layer + 1] <= point + 1e-6:
-                layer += 1
-            if layer >= layers:
-                return laid
-            stop = self._reach[index][layer]
-            if stop > layer:
-                laid[index] = self._grown(index, layer)
-                point = min(point + self._rates[index] / target, compute[stop])
-        return laid if point >= self._total - 0.5 else None
 
     # -- an upper bound on copies ---------------------------------------------------------------
 

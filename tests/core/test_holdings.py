@@ -521,3 +521,15 @@ def test_a_swarm_covers_its_model_again_after_a_crash() -> None:
     swarm.run(120.0)
     assert min(swarm.ready_holders()) >= 1
     assert all(holdings.settled for holdings in swarm.machines.values())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_machines_started_one_after_another_serve_without_waiting_for_a_drain(seed: int) -> None:
+    """The first fills up while it is alone; it has to do so where the others can go on from."""
+    swarm = Swarm({}, model(12), Random(seed), delay_max_s=0.4)
+    for number in range(3):
+        swarm.join(node_id(number + 3 * seed), 5_000)
+        swarm.run(swarm.now + 2.0)
+    swarm.run(4.0 + CONFIG.settle_s + CONFIG.drain_s)
+    assert min(swarm.ready_holders()) >= 1
+    assert swarm.dropped == []

@@ -405,3 +405,12 @@ def test_changes_are_counted_in_bytes() -> None:
     assert change.load == (LayerRange(0, 1), LayerRange(2, 4))
     assert change.load_bytes == 3_500
     assert change.drop == ()
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_machine_that_is_alone_and_too_small_starts_at_an_end(number: int) -> None:
+    """In the middle it would leave two gaps, and have to move when others come."""
+    view = view_of(member(record(node_id(number), memory=5_000)), models=(model(12),))
+    (window,) = plan(view, ALL_MEMORY).models[MODEL].windows.values()
+    assert window.length == 5
+    assert window.start in (0, 7)
