@@ -34,8 +34,9 @@ from p2pllm.core.capacity import (
     unroll,
     weight_bytes,
 )
+from p2pllm.core.layout import Machine, Ring
 from p2pllm.core.throughput import hops_min, spans_of, throughput
-from p2pllm.core.windows import Machine, Ring, choose_windows
+from p2pllm.core.windows import choose_windows
 from p2pllm.domain.ids import ModelId, NodeId
 from p2pllm.domain.layers import LayerRange, LayerWindow, merge_ranges, ranges_of
 from p2pllm.domain.models import ModelSpec

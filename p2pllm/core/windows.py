@@ -37,16 +37,11 @@ from dataclasses import dataclass, replace
 from math import exp, log, sqrt
 
 from p2pllm.core.capacity import PlacementConfig, Window
+from p2pllm.core.coverage import Coverage
 from p2pllm.core.filling import Hand, fill, fill_best, unused
+from p2pllm.core.layout import Machine, Ring, Windows
 from p2pllm.core.throughput import hops_min, shortfall, spans_of, throughput
 from p2pllm.core.transitions import can_be_carried_out
-from p2pllm.domain.ids import NodeId
-
-EXACT_NODES_MAX = 12
-"""Every order of that many nodes is tried where coverage is hard: 2^12 sets, tens of ms."""
-
-EXACT_WRAPPED_NODES_MAX = 8
-"""The same at every rotation of the ring."""
 
 ROUNDS_MAX = 6
 STEP_GAIN = 0.01
@@ -58,53 +53,8 @@ DONORS_MAX = 24
 CHOICES_MAX = 400
 """Windows of all machines together up to which a sweep of the search tries each."""
 
-PACKING = 0.8
-"""Part of the summed room that copies are asked to fill evenly. Asking for more copies than fit
-easily would fix every window, at the expense of throughput."""
-
 SLOWEST_EXPONENT = 3
 """How much more a joiner weighs a layer the slower it is; 3 is about as good as any above."""
-
-Windows = list[Window | None]
-
-_Chain = tuple[int, Window, "_Chain | None"]
-"""Chosen windows, the last first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A node as the search sees it.
-
-    Attributes:
-        node: its id.
-        rate: weight elements per second.
-        reach: furthest unrolled stop per start; see `capacity.reach_table`.
-        current: the window it holds now, unrolled, or None.
-        anchor: its place on the ring, in [0, 1).
-        rank: breaks ties.
-    """
-
-    node: NodeId
-    rate: float
-    reach: tuple[int, ...]
-    current: Window | None
-    anchor: float
-    rank: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """The layers, and what passes over and moves of them cost.
-
-    Attributes:
-        layers: how many.
-        compute: running sums of weight elements a pass streams, over two turns.
-        weights: running sums of weight elements that loading moves, over two turns.
-    """
-
-    layers: int
-    compute: tuple[int, ...]
-    weights: tuple[int, ...]
 
 
 RUIN_SIZES = (1, 2, 3, 4, 6, 8, 12)
@@ -171,37 +121,11 @@ def choose_windows(
     return windows
 
 
-class _Search:
+class _Search(Coverage):
     """One round from one set of current windows."""
 
     def __init__(self, machines: Sequence[Machine], ring: Ring, config: PlacementConfig) -> None:
-        self._machines = machines
-        self._ring = ring
-        self._layers = ring.layers
-        self._config = config
-        self._total = ring.compute[ring.layers]
-        self._rates = [machine.rate for machine in machines]
-        self._small = len(machines) <= config.search_nodes_max
-        layers = self._layers
-        self._reach = [[min(stop, layers) for stop in machine.reach] for machine in machines]
-        self._whole = [machine.reach[0] >= layers for machine in machines]
-        self._able = [
-            any(stop > start for start, stop in enumerate(table)) for table in self._reach
-        ]
-        self._partial = [
-            index for index in range(len(machines)) if self._able[index] and not self._whole[index]
-        ]
-        self._candidates: dict[int, list[Window]] = {}
-        room = sum(max(stop - start for start, stop in enumerate(table)) for table in self._reach)
-        feasible = int(room * PACKING / layers)
-        self._replicas = max(
-            1, min(config.replicas, config.replicas_max or config.replicas, feasible)
-        )
-        compute = ring.compute
-        self._rooms = [
-            max((compute[stop] - compute[start] for start, stop in enumerate(table)), default=0)
-            for table in self._reach
-        ]
+        super().__init__(machines, ring, config)
         self._homes = [self._kept(index) for index in range(len(machines))]
         self._gain = config.gain_min * min(
             1.0, max(GAIN_PART_MIN, sqrt(GAIN_NODES / len(machines)))
@@ -474,42 +398,6 @@ class _Search:
             and compute[window[0]] <= point <= compute[window[1]]
         ]
 
-    def _kept(self, index: int) -> Window | None:
-        """What the holder at `index` keeps of its current window, grown to what fits."""
-        current = self._machines[index].current
-        if current is None:
-            return None
-        start, stop = current
-        table = self._reach[index]
-        if stop > self._layers:
-            stop = self._machines[index].reach[start]
-            return (start, stop) if stop > self._layers else self._grown(index, start)
-        if table[start] >= stop:
-            return self._grown(index, start)
-        # It does not fit any more. Which side others need less is for the search to find out.
-        return self._grown(index, start) if table[start] > start else None
-
-    def _grown(self, index: int, start: int) -> Window:
-        """The largest window from `start` on, and further to the left where that is free."""
-        table = self._reach[index]
-        stop = table[start]
-        while start > 0 and table[start - 1] >= stop:
-            start -= 1
-        return (start, stop)
-
-    def _choices(self, index: int) -> list[Window]:
-        """All windows that cannot grow on either side."""
-        found = self._candidates.get(index)
-        if found is None:
-            found = []
-            reached = 0
-            for start, stop in enumerate(self._reach[index]):
-                if stop > start and stop > reached:
-                    found.append((start, stop))
-                    reached = stop
-            self._candidates[index] = found
-        return found
-
     def _join(self, windows: Windows, joiners: Sequence[int]) -> None:
         """Step 3."""
         if not joiners:
@@ -609,171 +497,7 @@ class _Search:
                 high = middle
         return high
 
-    # -- coverage ----------------------------------------------------------------------------
-
-    def _uncovered(self, windows: Windows) -> int:
-        held: set[int] = set()
-        for window in windows:
-            if window is not None:
-                if window[1] - window[0] >= self._layers:
-                    return 0
-                held.update(layer % self._layers for layer in range(*window))
-        return self._layers - len(held)
-
-    def _close_gaps(self, windows: Windows) -> None:
-        """Step 4; leaves `windows` as they are where no way to cover all layers is found."""
-        if sum(max(e - s for s, e in self._choices(i)) for i in self._partial) < self._layers:
-            return
-        chosen = self._slide(windows)
-        if chosen is None:
-            chosen = self._deal(windows)
-        if chosen is None:
-            return
-        for index, window in chosen.items():
-            windows[index] = window
-
-    def _slide(self, windows: Windows) -> dict[int, Window] | None:
-        """Windows slid together in their order, moving the fewest bytes (dynamic programme)."""
-        layers = self._layers
-        order = sorted(
-            self._partial,
-            key=lambda index: (windows[index] or (0, 0), self._machines[index].rank),
-        )
-        # Reached layer -> (bytes moved, chain of (index, window, chain)).
-        reached: dict[int, tuple[float, _Chain | None]] = {0: (0.0, None)}
-        for index in order:
-            stay = windows[index]
-            table = self._reach[index]
-            following: dict[int, tuple[float, _Chain | None]] = {}
-
-            def offer(
-                position: int,
-                cost: float,
-                chain: _Chain | None,
-                into: dict[int, tuple[float, _Chain | None]] = following,
-            ) -> None:
-                if position not in into or cost < into[position][0]:
-                    into[position] = (cost, chain)
-
-            for position, (cost, chain) in sorted(reached.items()):
-                kept = position
-                if stay is not None and stay[0] <= position:
-                    kept = max(position, min(stay[1], layers))
-                offer(kept, cost, chain)
-                if position >= layers:
-                    continue
-                starts = [position]
-                if self._small:
-                    starts = [s for s in range(position + 1) if table[s] > position]
-                elif table[position] >= layers:
-                    starts.append(self._grown(index, position)[0])
-                for start in starts:
-                    stop = table[start]
-                    if stop > position:
-                        window = self._grown(index, start)
-                        moved = self._moved(index, window)
-                        offer(stop, cost + moved, (index, window, chain))
-            reached = following
-        if layers not in reached:
-            return None
-        return _unchain(reached[layers][1])
-
-    def _deal(self, windows: Windows) -> dict[int, Window] | None:
-        """Layers dealt out one after another, in several orders, or all where that is feasible."""
-        machines = self._machines
-        partial = self._partial
-        orders = [
-            sorted(partial, key=lambda i: (windows[i] or (0, 0), machines[i].rank)),
-            sorted(partial, key=lambda i: (machines[i].anchor, machines[i].node)),
-            sorted(partial, key=lambda i: (-sum(self._reach[i]), machines[i].rank)),
-            sorted(partial, key=lambda i: (sum(self._reach[i]), machines[i].rank)),
-        ]
-        for cut in range(self._layers):
-            for order in orders:
-                dealt = self._deal_in(order, cut)
-                if dealt is not None:
-                    return dealt
-            exact_max = EXACT_NODES_MAX if cut == 0 else EXACT_WRAPPED_NODES_MAX
-            if len(partial) <= exact_max:
-                dealt = self._deal_exactly(cut)
-                if dealt is not None:
-                    return dealt
-        return None
-
-    def _reach_from(self, index: int, position: int) -> int:
-        """How far a window from the unrolled `position` on reaches, unrolled."""
-        layers = self._layers
-        turn, start = divmod(position, layers)
-        return self._machines[index].reach[start] + turn * layers
-
-    def _deal_in(self, order: Sequence[int], cut: int) -> dict[int, Window] | None:
-        """From layer `cut` on around the ring, in this order."""
-        position, end = cut, cut + self._layers
-        dealt: dict[int, Window] = {}
-        for index in order:
-            stop = self._reach_from(index, position)
-            if stop <= position:
-                continue
-            dealt[index] = self._rolled(index, position, stop, end)
-            position = stop
-            if position >= end:
-                return dealt
-        return None
-
-    def _rolled(self, index: int, position: int, stop: int, end: int) -> Window:
-        """A dealt window within one turn; one that overshoots is grown back from the end."""
-        layers = self._layers
-        if end == layers:
-            return self._grown(index, position)
-        stop = min(stop, end)
-        start = position % layers
-        return (start, start + stop - position)
-
-    def _deal_exactly(self, cut: int) -> dict[int, Window] | None:
-        """The furthest that each set of nodes reaches from `cut` on, for all sets."""
-        partial = self._partial
-        end = cut + self._layers
-        furthest = [cut] * (1 << len(partial))
-        last = [-1] * len(furthest)
-        for members in range(1, len(furthest)):
-            best, chosen = -1, -1
-            rest = members
-            while rest:
-                bit = rest & -rest
-                rest ^= bit
-                number = bit.bit_length() - 1
-                stop = self._reach_from(partial[number], furthest[members ^ bit])
-                if stop > best:
-                    best, chosen = stop, number
-            furthest[members], last[members] = min(best, end), chosen
-            if best >= end:
-                dealt: dict[int, Window] = {}
-                while members:
-                    number = last[members]
-                    before = members ^ (1 << number)
-                    position = furthest[before]
-                    stop = self._reach_from(partial[number], position)
-                    if stop > position:
-                        dealt[partial[number]] = self._rolled(partial[number], position, stop, end)
-                    members = before
-                return dealt
-        return None
-
     # -- search ------------------------------------------------------------------------------
-
-    def _moved(self, index: int, window: Window) -> float:
-        """Share of the model's bytes that `index` would load; a joiner must load in any case."""
-        current = self._machines[index].current
-        if current is None:
-            return 0.0
-        layers, weights = self._layers, self._ring.weights
-        start, stop = window
-        moved = weights[stop] - weights[start]
-        for shift in (-layers, 0, layers):
-            low, high = max(start, current[0] + shift), min(stop, current[1] + shift)
-            if low < high:
-                moved -= weights[high] - weights[low]
-        return moved / weights[layers]
 
     def _score(self, windows: Windows) -> _Score:
         copies, _ = self._loads(windows)
@@ -984,11 +708,3 @@ class _Search:
                 start, stop = start - self._layers, stop - self._layers
             result[index] = (start, stop) if start < stop else None
         return result
-
-
-def _unchain(chain: _Chain | None) -> dict[int, Window]:
-    chosen: dict[int, Window] = {}
-    while chain is not None:
-        index, window, chain = chain
-        chosen[index] = window
-    return chosen
