@@ -135,6 +135,6 @@ async def test_other_cuts_give_the_same_tokens(
     for model in MODELS:
         result = await generate(running, "first", model)
         assert result.token_ids == expected[model], (model, result.paths)
+        assert victim not in {names[node] for node, _ in result.paths[-1]}
         after[model] = result.cuts
-    assert before != after
-    assert len({*before.values(), *after.values()}) >= 3, (before, after)
+    assert len({*before.values(), *after.values()}) >= 2, (before, after)
