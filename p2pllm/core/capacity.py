@@ -46,7 +46,7 @@ class PlacementConfig:
     replicas_max: int | None = None
     kv_tokens: int = 2_048
     kv_share: float = 0.15
-    gain_min: float = 0.20
+    gain_min: float = 0.23
     move_cost: float = 0.3
     hop_cost: float = 0.02
     search_nodes_max: int = 16
